@@ -1,0 +1,122 @@
+"""Settings: read once from the environment, frozen, and passed to whoever needs them."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+VERSION = "0.1.0"
+
+# provider slug -> (environment name of its key, of its base URL, the vendor's own base URL)
+PROVIDER_SETTINGS: dict[str, tuple[str, str, str]] = {
+    "anthropic": (
+        "ANTHROPIC_API_KEY",
+        "AINFERA_ANTHROPIC_BASE_URL",
+        "https://api.anthropic.com",
+    ),
+    "openai": ("OPENAI_API_KEY", "AINFERA_OPENAI_BASE_URL", "https://api.openai.com/v1"),
+    "google": (
+        "GEMINI_API_KEY",
+        "AINFERA_GOOGLE_BASE_URL",
+        "https://generativelanguage.googleapis.com/v1beta/openai",
+    ),
+    "mistral": ("MISTRAL_API_KEY", "AINFERA_MISTRAL_BASE_URL", "https://api.mistral.ai/v1"),
+    "xai": ("XAI_API_KEY", "AINFERA_XAI_BASE_URL", "https://api.x.ai/v1"),
+    "deepseek": ("DEEPSEEK_API_KEY", "AINFERA_DEEPSEEK_BASE_URL", "https://api.deepseek.com/v1"),
+}
+
+
+class ProviderConfig(BaseSettings):
+    """Where one provider is and the key it is asked with; active once either was set."""
+
+    model_config = SettingsConfigDict(frozen=True)
+
+    slug: str
+    base_url: str
+    api_key: SecretStr | None = None
+    configured: bool = False
+
+
+def provider_configs() -> dict[str, ProviderConfig]:
+    """Every provider we can speak to, by slug, from the environment."""
+    found = {}
+    for slug, (key_name, url_name, vendor_url) in PROVIDER_SETTINGS.items():
+        key, url = os.environ.get(key_name), os.environ.get(url_name)
+        found[slug] = ProviderConfig(
+            slug=slug,
+            base_url=(url or vendor_url).rstrip("/"),
+            api_key=SecretStr(key) if key else None,
+            configured=bool(key or url),
+        )
+    return found
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Names are environment names; see README.md, "Settings"."""
+
+    model_config = SettingsConfigDict(frozen=True, populate_by_name=True, extra="ignore")
+
+    # where things are
+    database_url: str = Field("", validation_alias="DATABASE_URL")
+    migration_database_url: str = Field("", validation_alias="MIGRATION_DATABASE_URL")
+    redis_url: str = Field("", validation_alias="REDIS_URL")
+    host: str = Field("127.0.0.1", validation_alias="HOST")
+    port: int = Field(8080, validation_alias="PORT")
+    fleet_home: Path = Field(Path(".fleet"), validation_alias="FLEET_HOME")
+    public_base_url: str = Field("", validation_alias="PUBLIC_BASE_URL")
+    log_level: str = Field("INFO", validation_alias="LOG_LEVEL")
+
+    # secrets; without a master key no process starts
+    master_key: SecretStr = Field(SecretStr(""), validation_alias="AINFERA_MASTER_KEY")
+    internal_key: SecretStr = Field(SecretStr(""), validation_alias="AINFERA_INTERNAL_KEY")
+
+    # who may come in
+    signup_mode: Literal["open", "internal", "closed"] = Field(
+        "internal", validation_alias="SIGNUP_MODE"
+    )
+    self_topup: bool = Field(False, validation_alias="SELF_TOPUP")
+    preview_grant_usd: str = Field("5.00", validation_alias="PREVIEW_GRANT_USD")
+    preview_grant_inferences: int = Field(100, validation_alias="PREVIEW_GRANT_INFERENCES")
+    preview_grant_days: int = Field(90, validation_alias="PREVIEW_GRANT_DAYS")
+    max_body_bytes: int = Field(32 * 1024 * 1024, validation_alias="MAX_BODY_BYTES")
+
+    # providers
+    simulate: Literal["auto", "on", "off"] = Field("auto", validation_alias="SIMULATE")
+    simulated_first_token_ms: int = Field(20, ge=0, validation_alias="SIMULATED_FIRST_TOKEN_MS")
+    simulated_token_ms: int = Field(5, ge=0, validation_alias="SIMULATED_TOKEN_MS")
+    simulated_failure_rate: float = Field(0.0, ge=0, le=1, validation_alias="SIMULATED_FAILURE_RATE")
+    call_deadline_s: float = Field(600.0, gt=0, validation_alias="CALL_DEADLINE_SECONDS")
+    idle_deadline_s: float = Field(120.0, gt=0, validation_alias="IDLE_DEADLINE_SECONDS")
+    connect_timeout_s: float = Field(10.0, gt=0, validation_alias="CONNECT_TIMEOUT_SECONDS")
+    provider_attempts: int = Field(2, ge=1, le=5, validation_alias="PROVIDER_ATTEMPTS")
+    max_fallbacks: int = Field(2, ge=0, le=5, validation_alias="MAX_FALLBACKS")
+
+    # the fleet
+    inference_workers: int = Field(1, ge=1, validation_alias="INFERENCE_WORKERS")
+    jobs_per_worker: int = Field(256, ge=1, validation_alias="JOBS_PER_WORKER")
+    drain_grace_s: float = Field(60.0, ge=0, validation_alias="DRAIN_GRACE_SECONDS")
+    lease_s: float = Field(5.0, gt=0, validation_alias="LEASE_SECONDS")
+    coalesce_ms: float = Field(8.0, ge=0, le=10, validation_alias="COALESCE_MS")
+    ping_interval_s: float = Field(10.0, gt=0, validation_alias="PING_INTERVAL_SECONDS")
+    hold_ttl_s: int = Field(900, gt=0, validation_alias="HOLD_TTL_SECONDS")
+
+    # gates; their first value, where an operator can flip them later
+    routing_preference_live: bool = Field(False, validation_alias="AINFERA_ROUTING_PREFERENCE_LIVE")
+    payments_live: bool = Field(False, validation_alias="AINFERA_PAYMENTS_LIVE")
+
+    @property
+    def base_url(self) -> str:
+        """The absolute URL clients reach us at, without a trailing slash."""
+        return (self.public_base_url or f"http://{self.host}:{self.port}").rstrip("/")
+
+    def audit_url(self, agent_id: str) -> str:
+        return f"{self.base_url}/v1/audit/{agent_id}/verify"
+
+
+def simulating(settings: Settings, providers: dict[str, ProviderConfig]) -> bool:
+    """Whether the simulated provider stands in for providers that were not configured."""
+    if settings.simulate == "auto":
+        return not any(p.configured for p in providers.values())
+    return settings.simulate == "on"
