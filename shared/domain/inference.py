@@ -18,6 +18,11 @@ ROUTING_ALIASES = frozenset({"ainfera-mithril", "ainfera-auto", "ainfera/auto"})
 
 Block = dict[str, Any]
 
+# One SSE frame of a client dialect: the event's name, where the dialect names events, and
+# its JSON object. OpenAI's closing line is no JSON; it is this one frame.
+Frame = tuple[str | None, dict[str, Any]]
+DONE_FRAME: Frame = (None, {"[DONE]": True})
+
 
 class Dialect(StrEnum):
     NATIVE = "native"
