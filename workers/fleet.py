@@ -7,11 +7,12 @@ All times are the store's own.
 """
 
 import asyncio
+import contextlib
 import logging
 import uuid
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from arq.connections import create_pool, log_redis_info
 from arq.constants import job_key_prefix, retry_key_prefix
@@ -163,10 +164,8 @@ class FleetWorker(Worker):
             self._last_heart_beat = self.loop.time()
             await self.heart_beat()
         if len(claims) < room or room <= 0:
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), FALL_BACK_POLL_S)
-            except TimeoutError:
-                pass
 
     async def _claim_up_to(self, limit: int) -> list[Claim]:
         rows = await self._claim(
@@ -233,7 +232,7 @@ class FleetWorker(Worker):
                 await asyncio.sleep(0.02)
                 continue
             try:
-                await self.pool.execute_command("BLPOP", self._bell_key, 5)
+                await cast(Awaitable[Any], self.pool.blpop([self._bell_key], timeout=5))
             except (RedisError, OSError):
                 await asyncio.sleep(0.3)
             self._wake.set()

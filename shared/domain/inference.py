@@ -156,10 +156,14 @@ def canonical_target(model: str) -> tuple[str, str | None]:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The provider accepted the call. `upstream_id` is the provider's own id of its answer."""
+    """The provider accepted the call. `upstream_id` is the provider's own id of its answer.
+
+    `ignored` names the fields of the client's body that this provider's wire has no word for.
+    """
 
     upstream_id: str
     usage: Usage = Usage()
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,31 @@
+"""`python -m ingress`: the ingress on uvicorn, as the Procfile runs it."""
+
+import uvicorn
+from sse_starlette.sse import AppStatus
+
+from ingress.app import create_app
+from shared.config import Settings
+from shared.log import configure_logging
+
+
+def main() -> None:
+    settings = Settings()
+    configure_logging("ingress", settings.log_level)
+    # streams end by themselves within the grace time; only then are they cut
+    AppStatus.disable_automatic_graceful_drain()
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=int(settings.drain_grace_s),
+        server_header=False,
+        date_header=False,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The ingress as an ASGI application: what it holds, its routes, its one error handler."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from redis.asyncio import Redis
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from ingress import agents, discovery, inference, operations, reads, wallets
+from ingress.auth import KeyCache
+from ingress.control import ControlListener
+from ingress.deps import Deps
+from ingress.inference import failure_response
+from ingress.middleware import RequestContext
+from ingress.relay import Relay
+from shared.catalog import open_catalog
+from shared.config import VERSION, Settings
+from shared.db import Database
+from shared.domain.inference import Dialect
+from shared.errors import AinferaError, InternalError, InvalidBody, NotFound
+from shared.queue import InferenceQueue
+
+log = logging.getLogger(__name__)
+
+DIALECT_OF_PATH = {
+    "/v1/messages": Dialect.ANTHROPIC,
+    "/v1/messages/count_tokens": Dialect.ANTHROPIC,
+    "/v1/chat/completions": Dialect.OPENAI,
+}
+ROUTERS = (inference, discovery, agents, wallets, reads, operations)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application; connections are opened when it starts and closed when it stops."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_deps(settings) as deps:
+            app.state.deps = deps
+            yield
+
+    app = FastAPI(title="Ainfera API", version=VERSION, lifespan=lifespan)
+    for room in ROUTERS:
+        app.include_router(room.router)
+    app.add_exception_handler(AinferaError, handle_error)
+    app.add_exception_handler(RequestValidationError, handle_error)
+    app.add_exception_handler(HTTPException, handle_error)
+    app.add_exception_handler(Exception, handle_error)
+    app.add_middleware(RequestContext)
+    return app
+
+
+@asynccontextmanager
+async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
+    """Everything a request handler may use, connected; closed in reverse order."""
+    redis = Redis.from_url(settings.redis_url)
+    db = Database(settings)
+    keyring = KeyCache(db)
+    relay = Relay(redis)
+    control = ControlListener(redis, keyring)
+    try:
+        await relay.start()
+        await control.start()
+        yield Deps(
+            settings=settings,
+            db=db,
+            redis=redis,
+            keyring=keyring,
+            catalog=await open_catalog(db),
+            relay=relay,
+            queue=InferenceQueue(redis),
+        )
+    finally:
+        await control.aclose()
+        await relay.aclose()
+        await db.aclose()
+        await redis.aclose()
+
+
+async def handle_error(request: Request, error: Exception) -> Response:
+    """Any error as the response of the dialect the path speaks."""
+    dialect = DIALECT_OF_PATH.get(request.url.path, Dialect.NATIVE)
+    return failure_response(as_ainfera_error(error).failure(), dialect, None, request.app.state.deps)
+
+
+def as_ainfera_error(error: Exception) -> AinferaError:
+    """The framework's errors, and bugs, in our own words."""
+    if isinstance(error, AinferaError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return invalid_fields(error)
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        return NotFound("There is nothing at this path.")
+    if isinstance(error, HTTPException):
+        refused = InvalidBody(str(error.detail))
+        refused.status = error.status_code  # type: ignore[misc]
+        return refused
+    log.exception("unhandled_error", exc_info=error)
+    return InternalError("Something went wrong on our side; the logs have it.")
+
+
+def invalid_fields(error: RequestValidationError) -> InvalidBody:
+    """Name the first field at fault, without repeating what the client sent."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
+    return InvalidBody(f"{where or 'body'}: {first['msg']}", param=where or None)

@@ -1,0 +1,277 @@
+"""Inference calls, in three dialects: authenticate, parse, mint the id, hand to the relay."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from sse_starlette.sse import EventSourceResponse
+from starlette.responses import Response
+
+from ingress.auth import Caller, authenticate
+from ingress.deps import Deps, get_deps
+from ingress.relay import Reply
+from shared.domain.dialects import DIALECTS
+from shared.domain.inference import (
+    Dialect,
+    Failure,
+    InferenceRequest,
+    InvalidRequest,
+)
+from shared.errors import DeadlineExceeded, InvalidBody, RequestTooLarge, Unavailable
+from shared.ids import mint_id
+from shared.metrics import ROUTER_ALIAS_HITS, TIME_TO_FIRST_EVENT
+from shared.queue import CONTROL_CHANNEL, Envelope
+from shared.stream import RecordKind, encode_frames, unpack_failure
+
+log = logging.getLogger(__name__)
+router = APIRouter()
+
+FORWARDED_HEADERS = ("anthropic-version", "anthropic-beta", "traceparent", "tracestate")
+PINGS = {
+    Dialect.ANTHROPIC: b'event: ping\ndata: {"type": "ping"}\n\n',
+    Dialect.OPENAI: b": ping\n\n",
+    Dialect.NATIVE: b": ping\n\n",
+}
+# Longer than any provider call may take: what is beyond it was lost, not slow.
+GRACE_S = 30.0
+
+
+@router.post("/v1/inference", response_model=None)
+async def native_inference(request: Request) -> Response:
+    """One call in the native dialect."""
+    return await answer(request, Dialect.NATIVE)
+
+
+@router.post("/v1/messages", response_model=None)
+async def messages(request: Request) -> Response:
+    """One call in the Anthropic Messages dialect."""
+    return await answer(request, Dialect.ANTHROPIC)
+
+
+@router.post("/v1/chat/completions", response_model=None)
+async def chat_completions(request: Request) -> Response:
+    """One call in the OpenAI chat completions dialect."""
+    return await answer(request, Dialect.OPENAI)
+
+
+async def answer(request: Request, dialect: Dialect) -> Response:
+    """The whole of one call: from the headers to a body, or to a stream that has begun.
+
+    Raises an `AinferaError` for what is wrong before the queue is reached; what goes wrong
+    behind it comes back as a failure and is rendered with the inference's id.
+    """
+    deps = get_deps(request)
+    caller = await authenticate(request.headers, None, deps)
+    body = await read_body(request, deps.settings.max_body_bytes)
+    call = parse(body, dialect)
+    if call.agent_id is not None and call.agent_id != caller.agent_id:
+        caller = await authenticate(request.headers, call.agent_id, deps)
+    note_alias(call)
+    envelope = seal(body, dialect, caller, request.headers, deps)
+    reply = deps.relay.expect(envelope.inference_id)
+    try:
+        await deps.queue.enqueue(envelope)
+        return await _first_word(request, call, envelope, reply, deps)
+    except OSError as error:
+        deps.relay.forget(reply)
+        raise Unavailable("The queue cannot be reached; nothing was charged. Retry.") from error
+    except BaseException:
+        deps.relay.forget(reply)
+        raise
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The request's body. Raises `RequestTooLarge` as soon as `limit` bytes are passed."""
+    too_large = RequestTooLarge(f"The body is larger than {limit} bytes.")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise too_large
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise too_large
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def parse(body: bytes, dialect: Dialect) -> InferenceRequest:
+    """The body as a request. Raises `InvalidBody`, which names the field at fault."""
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidBody(f"The body is not valid JSON: {error}.") from error
+    if not isinstance(parsed, dict):
+        raise InvalidBody("The body must be a JSON object.")
+    try:
+        return DIALECTS[dialect].parse_request(parsed)
+    except InvalidRequest as error:
+        raise InvalidBody(str(error), param=error.param) from error
+
+
+def note_alias(call: InferenceRequest) -> None:
+    if call.alias is not None:
+        ROUTER_ALIAS_HITS.labels(alias=call.alias).inc()
+        log.info("router_alias_hit", extra={"legacy": call.alias, "canonical": call.model})
+
+
+def seal(
+    body: bytes, dialect: Dialect, caller: Caller, headers: Mapping[str, str], deps: Deps
+) -> Envelope:
+    """What the worker gets: fresh ids, the caller and the body as it came."""
+    passed_on = {name: headers[name] for name in FORWARDED_HEADERS if name in headers}
+    return Envelope(
+        inference_id=mint_id(),
+        receipt_id=mint_id(),
+        dialect=dialect,
+        reply_to=deps.relay.channel,
+        caller=caller.for_worker(),
+        accepted_at=time.time(),
+        headers=passed_on,
+        body=body,
+    )
+
+
+async def _first_word(
+    request: Request, call: InferenceRequest, envelope: Envelope, reply: Reply, deps: Deps
+) -> Response:
+    """Wait for what decides the status; a stream that waits long is opened before that."""
+    began = time.perf_counter()
+    patience = deps.settings.call_deadline_s + GRACE_S
+    watch = asyncio.create_task(_watch_disconnect(request, reply))
+    try:
+        heard = await reply.wait_opened(
+            deps.settings.ping_interval_s if call.stream else patience
+        )
+        if heard:
+            TIME_TO_FIRST_EVENT.observe(time.perf_counter() - began)
+        elif not call.stream:
+            raise DeadlineExceeded("No answer came in time; what was used is settled.")
+        if reply.gone:
+            await _abandon(reply, envelope, deps)
+            return Response(status_code=499)
+        if heard and reply.opened is None:
+            return await _failed_before_start(reply, envelope, deps)
+        if not call.stream:
+            return await _body(reply, envelope, patience, deps)
+    finally:
+        watch.cancel()
+        with suppress(asyncio.CancelledError):
+            await watch
+    return EventSourceResponse(
+        _stream(reply, envelope, deps),
+        headers=answer_headers(envelope, reply.opened, deps, stream=True),
+        ping=0,
+        send_timeout=deps.settings.idle_deadline_s,
+    )
+
+
+async def _watch_disconnect(request: Request, reply: Reply) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    reply.hang_up()
+
+
+async def _abandon(reply: Reply, envelope: Envelope, deps: Deps) -> None:
+    """The client left: its provider call is stopped and what was used is settled."""
+    deps.relay.forget(reply)
+    if not reply.ended:
+        message = orjson.dumps({"type": "cancel", "inference_id": str(envelope.inference_id)})
+        await deps.redis.publish(CONTROL_CHANNEL, message)
+
+
+async def _failed_before_start(reply: Reply, envelope: Envelope, deps: Deps) -> Response:
+    chunk = await reply.next(None)
+    deps.relay.forget(reply)
+    assert chunk is not None
+    return failure_response(
+        unpack_failure(chunk[1]), envelope.dialect, envelope, deps
+    )
+
+
+async def _body(reply: Reply, envelope: Envelope, patience: float, deps: Deps) -> Response:
+    """A folded answer: its one body has come with its opening, or is about to."""
+    chunk = await reply.next(patience)
+    deps.relay.forget(reply)
+    if chunk is None:
+        raise DeadlineExceeded("No answer came in time; what was used is settled.")
+    kind, body = chunk
+    if kind is RecordKind.FAIL:
+        return failure_response(unpack_failure(body), envelope.dialect, envelope, deps)
+    headers = answer_headers(envelope, reply.opened, deps, stream=False)
+    return Response(body, media_type="application/json", headers=headers)
+
+
+async def _stream(reply: Reply, envelope: Envelope, deps: Deps) -> AsyncIterator[bytes]:
+    """The chunks of a streamed answer, with a ping in every long silence."""
+    dialect = DIALECTS[envelope.dialect]
+    opened_at = asyncio.get_running_loop().time()
+    patience = deps.settings.call_deadline_s + GRACE_S
+    try:
+        while True:
+            chunk = await reply.next(deps.settings.ping_interval_s)
+            if chunk is None:
+                if asyncio.get_running_loop().time() - opened_at > patience:
+                    overdue = DeadlineExceeded("The answer was not finished in time.")
+                    yield encode_frames(dialect.failure_frames(overdue.failure()))
+                    return
+                yield PINGS[envelope.dialect]
+                continue
+            kind, body = chunk
+            if kind is RecordKind.FAIL:
+                yield encode_frames(dialect.failure_frames(unpack_failure(body)))
+                return
+            yield body
+            if kind is RecordKind.DONE:
+                return
+    except ConnectionAbortedError:
+        return
+    finally:
+        await asyncio.shield(_abandon(reply, envelope, deps))
+
+
+def answer_headers(
+    envelope: Envelope, opened: bytes | None, deps: Deps, *, stream: bool
+) -> dict[str, str]:
+    """The contract's headers; the model's name only where it is known by now."""
+    agent_id = envelope.caller["agent_id"]
+    headers = {
+        "x-ainfera-inference-id": str(envelope.inference_id),
+        "x-ainfera-agent-id": agent_id,
+        "x-ainfera-receipt-id": str(envelope.receipt_id),
+        "x-ainfera-audit-url": deps.settings.audit_url(agent_id),
+        "request-id": str(envelope.inference_id),
+        "x-request-id": str(envelope.inference_id),
+    }
+    if stream:
+        headers["x-ainfera-stream-mode"] = "native"
+    if opened is not None:
+        head: dict[str, Any] = orjson.loads(opened)
+        headers["x-ainfera-model"] = head["model"]
+        if head["simulated"]:
+            headers["x-ainfera-simulated"] = "true"
+        if head["ignored"]:
+            headers["x-ainfera-ignored-fields"] = ",".join(head["ignored"])
+    return headers
+
+
+def failure_response(
+    failure: Failure, dialect: Dialect, envelope: Envelope | None, deps: Deps
+) -> Response:
+    """A failure as the HTTP response of its dialect, with the inference's id where there is one."""
+    spoken = DIALECTS[dialect]
+    inference_id = str(envelope.inference_id) if envelope is not None else None
+    headers = answer_headers(envelope, None, deps, stream=False) if envelope is not None else {}
+    if failure.retry_after is not None:
+        headers["retry-after"] = str(max(1, round(failure.retry_after)))
+    return Response(
+        orjson.dumps(spoken.render_failure(failure, inference_id)),
+        status_code=spoken.http_status(failure),
+        media_type="application/json",
+        headers=headers,
+    )

@@ -1,0 +1,133 @@
+"""What the client is told: provider events in, records in the client's dialect out.
+
+Streamed and folded answers go the same way; a folded one keeps its frames and sends one
+body at the end. Nothing is sent before the provider's first word, so that until then a
+fault can still become an HTTP status, or be answered by another model.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import orjson
+
+from shared.domain.dialects import DIALECTS
+from shared.domain.inference import (
+    CallInfo,
+    Completed,
+    Failure,
+    Forwarded,
+    Frame,
+    InferenceRequest,
+    Started,
+    StreamEvent,
+)
+from shared.queue import Envelope
+from shared.stream import (
+    Publisher,
+    Record,
+    RecordKind,
+    decode_frames,
+    encode_frames,
+    pack_failure,
+)
+
+
+class Answer:
+    """The answer of one attempt. `opened` says whether the client has been told anything."""
+
+    def __init__(
+        self, publisher: Publisher, envelope: Envelope, request: InferenceRequest, attempt: int
+    ) -> None:
+        self._publisher = publisher
+        self._channel = envelope.reply_to
+        self._id = envelope.inference_id.bytes
+        self._attempt = attempt
+        self._stream = request.stream
+        self._dialect = DIALECTS[request.dialect]
+        self._seq = 0
+        self._held: list[Frame] = []
+        self._folding: list[Frame] = []
+        self.opened = False
+
+    def begin(self, call: CallInfo) -> None:
+        """A provider is about to be asked; what an earlier one started is forgotten."""
+        self.call = call
+        self._state = self._dialect.RenderState(call)
+        self._held, self._folding = [], []
+
+    def tell(self, event: StreamEvent) -> None:
+        """Pass one event on. `Started` waits for the first word that follows it."""
+        if isinstance(event, Forwarded):
+            if self._stream:
+                self._send_data(event.frames)
+            else:
+                self._folding.extend(decode_frames(event.frames))
+            return
+        frames = self._dialect.render_event(event, self._state)
+        if isinstance(event, Started):
+            self.call = replace(self.call, ignored=event.ignored)
+            self._held = frames
+        elif self._stream:
+            held, self._held = self._held, []
+            self._send_data(encode_frames(held + frames))
+        else:
+            held, self._held = self._held, []
+            self._folding.extend(held + frames)
+
+    def finish(self, completed: Completed) -> None:
+        """Tell the end; only to be called once the settlement is durable."""
+        last = self._last_frames(completed)
+        if self._stream:
+            self._publish([*self._opening(), self._record(RecordKind.DONE, last)], urgent=True)
+            return
+        self._folding.extend(decode_frames(last))
+        body = self._dialect.fold(
+            self._folding, self.call, completed.cost_usd, completed.usage
+        )
+        self._publish(
+            [*self._opening(), self._record(RecordKind.DONE, orjson.dumps(body, default=_decimal))],
+            urgent=True,
+        )
+
+    def _last_frames(self, completed: Completed) -> bytes:
+        held, self._held = self._held, []
+        if completed.tail:
+            return encode_frames(held) + completed.tail
+        return encode_frames(held + self._dialect.render_event(completed, self._state))
+
+    def fail(self, failure: Failure) -> None:
+        """Tell that the call broke: an HTTP status if nothing was sent yet, else an event."""
+        self._publish([self._record(RecordKind.FAIL, pack_failure(failure))], urgent=True)
+
+    def _send_data(self, frames: bytes) -> None:
+        first = not self.opened
+        records = [*self._opening(), self._record(RecordKind.DATA, frames)]
+        self._publish(records, urgent=first)
+
+    def _opening(self) -> list[Record]:
+        if self.opened:
+            return []
+        self.opened = True
+        head: dict[str, Any] = {
+            "model": self.call.model,
+            "provider": self.call.provider,
+            "simulated": self.call.simulated,
+            "ignored": self.call.ignored,
+        }
+        return [self._record(RecordKind.OPEN, orjson.dumps(head))]
+
+    def _record(self, kind: RecordKind, body: bytes) -> Record:
+        record = Record(self._id, self._attempt, kind, self._seq, body)
+        self._seq += 1
+        return record
+
+    def _publish(self, records: Iterable[Record], *, urgent: bool) -> None:
+        self._publisher.publish(self._channel, records, urgent=urgent)
+
+
+def _decimal(value: object) -> str:
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    raise TypeError(f"{type(value).__name__} has no place in an answer")

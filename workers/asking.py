@@ -1,0 +1,166 @@
+"""One provider asked once: its events told as they come, metered against the hold."""
+
+import logging
+from contextlib import aclosing
+from decimal import Decimal
+
+from shared.domain.inference import (
+    CallInfo,
+    Completed,
+    Failed,
+    Failure,
+    Forwarded,
+    Started,
+    StreamEvent,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallDelta,
+    Usage,
+)
+from shared.domain.pricing import cost, estimated_usage
+from shared.domain.routing import Candidate
+from shared.errors import InsufficientFunds, ProviderError
+from workers.call import Asked, Call, Ending, Outcome
+from workers.deps import Deps
+from workers.providers import ProviderCall
+from workers.routing import Plan
+
+log = logging.getLogger(__name__)
+
+
+class Asking:
+    """What has come of asking `candidate` so far. `held_usd` is the hold it is metered against."""
+
+    def __init__(self, call: Call, plan: Plan, candidate: Candidate, deps: Deps) -> None:
+        self.call = call
+        self.plan = plan
+        self.candidate = candidate
+        self.held_usd = plan.hold_usd
+        self.written = 0
+        self.last: StreamEvent | None = None
+        self.first_word_at: float | None = None
+        self._clock = deps.monotonic
+        self._asked_at = deps.monotonic()
+        self._metered_until = 0
+
+    def note(self, event: StreamEvent) -> None:
+        """Count what the model wrote, and when it first did."""
+        self.last = event
+        self.written += size_of(event)
+        if self.first_word_at is None and not isinstance(event, Started | Completed | Failed):
+            self.first_word_at = self._clock()
+
+    def outgrows_hold(self) -> bool:
+        """Whether the answer so far may cost more than is held; cheap between two tokens."""
+        if self.written < self._metered_until:
+            return False
+        used = cost(self.estimate(), self.candidate)
+        self._metered_until = self.written + 512
+        return used > self.held_usd
+
+    def estimate(self) -> Usage:
+        return estimated_usage(self.plan.estimated_input_tokens, self.written)
+
+    def usage(self) -> Usage:
+        """What the provider counted; else, once it has written anything, our estimate."""
+        match self.last:
+            case Completed(usage=usage):
+                return self.estimate() if usage.estimated else usage
+            case Failed(usage=Usage() as usage):
+                return usage
+        return self.estimate() if self.first_word_at is not None else Usage()
+
+    def ending(self, outcome: Outcome, failure: Failure | None) -> Ending:
+        began = self._asked_at
+        first = self.first_word_at
+        return Ending(
+            outcome=outcome,
+            failure=failure,
+            completed=self.last if isinstance(self.last, Completed) else None,
+            candidate=self.candidate,
+            usage=self.usage(),
+            latency_ms=round((self._clock() - began) * 1000),
+            ttft_ms=None if first is None else round((first - began) * 1000),
+        )
+
+    def in_vain(self, failure: Failure) -> Asked:
+        status = failure.detail.get("upstream_status")
+        return Asked(self.candidate.slug, self.candidate.provider, failure.code, status)
+
+
+def size_of(event: StreamEvent) -> int:
+    """Characters the model wrote, at most."""
+    match event:
+        case TextDelta(text=text):
+            return len(text)
+        case ThinkingDelta(text=text):
+            return len(text)
+        case ToolCallDelta(arguments=arguments):
+            return len(arguments)
+        case Forwarded(size=size):
+            return size
+    return 0
+
+
+async def ask(asking: Asking, deps: Deps) -> Completed | Failed:
+    """Ask one provider and tell what it says, word by word; returns its last event, untold."""
+    call, candidate = asking.call, asking.candidate
+    provider = deps.providers[candidate.provider]
+    forward = provider.dialect is not None and provider.dialect is call.request.dialect
+    call.answer.begin(call_info(call, candidate, provider.simulated, deps))
+    asked = ProviderCall(
+        request=call.request,
+        model=candidate.provider_model_id,
+        slug=candidate.slug,
+        max_output_tokens=asking.plan.reserved_output(candidate),
+        forward=forward,
+        seed=call.inference_id,
+        headers=call.envelope.headers,
+    )
+    async with aclosing(provider.stream(asked)) as events:
+        async for event in events:
+            asking.note(event)
+            if isinstance(event, Completed | Failed):
+                return event
+            call.answer.tell(event)
+            if asking.outgrows_hold() and not await extended(asking, deps):
+                return Failed(out_of_money())
+    return Failed(
+        ProviderError(
+            f"{candidate.provider} ended the answer without saying so.",
+            provider=candidate.provider,
+            upstream_status=None,
+        ).failure()
+    )
+
+
+def call_info(call: Call, candidate: Candidate, simulated: bool, deps: Deps) -> CallInfo:
+    return CallInfo(
+        inference_id=call.inference_id,
+        receipt_id=str(call.envelope.receipt_id),
+        agent_id=call.agent_id,
+        audit_url=deps.settings.audit_url(call.agent_id),
+        model=candidate.provider_model_id,
+        provider=candidate.provider,
+        created=int(call.envelope.accepted_at),
+        include_usage=call.request.include_usage,
+        simulated=simulated,
+    )
+
+
+async def extended(asking: Asking, deps: Deps) -> bool:
+    """Double the hold of an answer that outgrows it; False where the wallet or a cap refuses."""
+    extra: Decimal = asking.held_usd
+    result = await deps.ledger.extend(asking.call.inference_id, asking.call.attempt, extra)
+    if result != "EXTENDED":
+        log.warning("hold_not_extended", extra={"result": result})
+        return False
+    asking.held_usd += extra
+    return True
+
+
+def out_of_money() -> Failure:
+    return InsufficientFunds(
+        "The answer outgrew the money held for it, and the wallet or the spend policy allows "
+        "no more. What was written is settled."
+    ).failure()

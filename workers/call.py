@@ -1,0 +1,92 @@
+"""One call in the hands of a worker, and how it can end."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from shared.domain.inference import Completed, Failure, InferenceRequest, Usage
+from shared.domain.routing import Candidate
+from shared.errors import InternalError
+from shared.queue import Envelope
+from workers.answer import Answer
+
+
+class Outcome(StrEnum):
+    """`routing_outcomes.outcome_status`: every way in which a call can end."""
+
+    SUCCEEDED = "succeeded"
+    REJECTED_FLOOR = "rejected_floor"
+    REJECTED_NOT_ENROLLED = "rejected_not_enrolled"
+    REJECTED_CAP = "rejected_cap"
+    REJECTED_FUNDS = "rejected_funds"
+    FAILED_PROVIDER = "failed_provider"
+    FAILED_MIDSTREAM = "failed_midstream"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A provider that was asked in vain, as the fallback chain and the audit trail tell it."""
+
+    model: str
+    provider: str
+    code: str
+    upstream_status: int | None
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "provider": self.provider,
+            "code": self.code,
+            "upstream_status": self.upstream_status,
+        }
+
+
+@dataclass(slots=True)
+class Call:
+    """What a worker knows of the call it carries out; `claimed_at` is in epoch seconds."""
+
+    envelope: Envelope
+    request: InferenceRequest
+    attempt: int
+    answer: Answer
+    claimed_at: float
+    asked: list[Asked] = field(default_factory=list)
+
+    @property
+    def inference_id(self) -> str:
+        return str(self.envelope.inference_id)
+
+    @property
+    def tenant_id(self) -> str:
+        tenant_id: str = self.envelope.caller["tenant_id"]
+        return tenant_id
+
+    @property
+    def agent_id(self) -> str:
+        agent_id: str = self.envelope.caller["agent_id"]
+        return agent_id
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a call ended. `candidate` is the model that was asked last, None where none was.
+
+    `usage` is what the provider counted, or our estimate of it; times in milliseconds since
+    the provider was asked.
+    """
+
+    outcome: Outcome
+    failure: Failure | None = None
+    completed: Completed | None = None
+    candidate: Candidate | None = None
+    usage: Usage = Usage()
+    latency_ms: int | None = None
+    ttft_ms: int | None = None
+
+    def failure_or_bug(self) -> Failure:
+        """The failure to tell; an ending that is no success always has one."""
+        if self.failure is not None:
+            return self.failure
+        return InternalError("The call ended without an answer.").failure()

@@ -1,0 +1,181 @@
+"""The story of one request, from its claim to its settlement.
+
+    run_inference: claim -> parse -> plan -> hold -> ask -> settle -> tell the end
+
+The end is told only after the settlement is durable. A provider is asked with no
+transaction open. Whatever happens, exactly one settlement is written; the database, not the
+queue, guards against a second.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from shared.domain.dialects import DIALECTS
+from shared.domain.inference import Completed, Failed, Failure, StreamEvent
+from shared.errors import (
+    AinferaError,
+    DeadlineExceeded,
+    InsufficientFunds,
+    InternalError,
+    NotFound,
+    SpendPolicyExceeded,
+)
+from shared.log import bind_inference, bind_trace
+from shared.queue import Envelope
+from workers.answer import Answer
+from workers.asking import Asking, ask
+from workers.call import Call, Ending, Outcome
+from workers.deps import Deps
+from workers.ledger import Held
+from workers.routing import Plan, plan_call
+from workers.settle import hold_item, settle
+
+log = logging.getLogger(__name__)
+
+# A job that took this many workers with it is not tried on another.
+MAX_ATTEMPTS = 3
+
+OPENED = frozenset({"OPENED", "EXISTS"})
+
+
+async def run_inference(ctx: Mapping[str, Any], inference_id: str) -> None:
+    """The arq job: `ctx` holds our `deps`, the `payload` beside the job and the `job_try`."""
+    deps: Deps = ctx["deps"]
+    payload: bytes | None = ctx["payload"]
+    if payload is None:
+        log.warning("payload_missing", extra={"inference_id": inference_id})
+        return
+    call = take_up(payload, ctx["job_try"], deps)
+    with deps.cancellations.watch(inference_id):
+        await carry_out(call, deps)
+
+
+def take_up(payload: bytes, attempt: int, deps: Deps) -> Call:
+    """The envelope opened and parsed by the same pure function that the ingress used."""
+    envelope = Envelope.unpack(payload)
+    bind_inference(str(envelope.inference_id))
+    bind_trace(envelope.headers.get("traceparent", "").split("-")[1:2])
+    request = DIALECTS[envelope.dialect].parse_request(orjson.loads(envelope.body))
+    answer = Answer(deps.publisher, envelope, request, attempt)
+    return Call(envelope, request, attempt, answer, claimed_at=deps.clock())
+
+
+async def carry_out(call: Call, deps: Deps) -> None:
+    """Plan, hold, ask, settle, tell: each step may end the call, none may leave it open."""
+    plan = plan_call(call, deps)
+    refusal = refused_before_hold(call, plan, deps)
+    if refusal is None:
+        held = await deps.ledger.hold(hold_item(call, plan, deps))
+        if held.result == "SETTLED":
+            call.answer.fail(already_over())
+            return
+        refusal = refused_by_ledger(held, plan)
+    if refusal is not None:
+        await settle(call, plan, refusal, deps)
+        call.answer.fail(refusal.failure_or_bug())
+        return
+    ending = await ask_until_answered(call, plan, deps)
+    completed = await settle(call, plan, ending, deps)
+    tell_the_end(call, ending, completed)
+
+
+def refused_before_hold(call: Call, plan: Plan, deps: Deps) -> Ending | None:
+    """What ends a call before any money is touched."""
+    if call.attempt > MAX_ATTEMPTS:
+        lost = InternalError("The call failed on several workers and was given up.")
+        return Ending(Outcome.FAILED_PROVIDER, failure=lost.failure())
+    if call.claimed_at - call.envelope.accepted_at > deps.settings.call_deadline_s:
+        late = DeadlineExceeded("The call waited in the queue for too long and was not started.")
+        return Ending(Outcome.EXPIRED, failure=late.failure())
+    return plan.refusal
+
+
+def refused_by_ledger(held: Held, plan: Plan) -> Ending | None:
+    """The ledger's answer to the hold as an ending, or None where the money is held."""
+    if held.result in OPENED:
+        return None
+    needed = plan.hold_usd
+    error: AinferaError
+    if held.result == "INSUFFICIENT_FUNDS":
+        available = held.balance - held.held
+        error = InsufficientFunds(
+            f"The wallet has {available:f} USD available ({held.balance:f} settled, "
+            f"{held.held:f} held by calls in flight); this call needs {needed:f} USD. Top it up, "
+            "or ask for fewer output tokens.",
+            balance_usd=f"{held.balance:f}",
+            held_usd=f"{held.held:f}",
+            available_usd=f"{available:f}",
+            required_usd=f"{needed:f}",
+        )
+        return Ending(Outcome.REJECTED_FUNDS, failure=error.failure())
+    if held.result in ("PER_CALL_CAP", "DAILY_CAP"):
+        which = "per-call" if held.result == "PER_CALL_CAP" else "daily (UTC)"
+        error = SpendPolicyExceeded(
+            f"This call may cost {needed:f} USD and would pass the agent's {which} cap of "
+            f"{held.cap:f} USD ({held.spent_today:f} settled today, {held.held:f} held).",
+            cap=held.result.lower(),
+            cap_usd=f"{held.cap:f}",
+            spent_today_usd=f"{held.spent_today:f}",
+            held_usd=f"{held.held:f}",
+            required_usd=f"{needed:f}",
+        )
+        return Ending(Outcome.REJECTED_CAP, failure=error.failure())
+    return Ending(Outcome.REJECTED_FUNDS, failure=NotFound("There is no such agent.").failure())
+
+
+async def ask_until_answered(call: Call, plan: Plan, deps: Deps) -> Ending:
+    """Ask the chosen model, then the fallbacks in order, but never after the first word."""
+    for asked, candidate in enumerate(plan.candidates):
+        asking = Asking(call, plan, candidate)
+        try:
+            last = await ask(asking, deps)
+        except asyncio.CancelledError:
+            if not deps.cancellations.was_cancelled(str(call.envelope.inference_id)):
+                raise
+            current = asyncio.current_task()
+            assert current is not None
+            current.uncancel()
+            return asking.ending(Outcome.CANCELLED, None)
+        call.asked.append(asking)
+        is_last = asked + 1 == len(plan.candidates)
+        if is_last or not may_fall_back(last, asking):
+            return asking.ending(outcome_of(last, asking), last)
+        log.warning(
+            "provider_fallback",
+            extra={"model": candidate.slug, "next": plan.candidates[asked + 1].slug},
+        )
+    raise AssertionError("a plan without candidates has a refusal")
+
+
+def may_fall_back(last: StreamEvent, asking: Asking) -> bool:
+    """Only a provider's fault, and only while the client has heard nothing."""
+    return (
+        isinstance(last, Failed)
+        and last.failure.status >= 500
+        and asking.first_word_at is None
+    )
+
+
+def outcome_of(last: StreamEvent, asking: Asking) -> Outcome:
+    if isinstance(last, Completed):
+        return Outcome.SUCCEEDED
+    return Outcome.FAILED_PROVIDER if asking.first_word_at is None else Outcome.FAILED_MIDSTREAM
+
+
+def tell_the_end(call: Call, ending: Ending, completed: Completed | None) -> None:
+    """The last record: the end of the answer, or how it broke."""
+    if completed is not None:
+        call.answer.finish(completed)
+    elif ending.outcome is not Outcome.CANCELLED:
+        call.answer.fail(ending.failure_or_bug())
+
+
+def already_over() -> Failure:
+    return InternalError(
+        "This call was settled by an earlier attempt whose answer did not reach you. "
+        "It was charged once; its receipt says what."
+    ).failure()

@@ -1,0 +1,65 @@
+"""Money in and out of a wallet around one call: hold, extend, settle; each one round trip."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from shared.db import Committer, Database
+
+OPEN = "open_inferences"
+SETTLE = "settle_inferences"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the database said to a hold. `result` is `OPENED`, `EXISTS`, `SETTLED`, or a refusal:
+    `AGENT_UNKNOWN`, `PER_CALL_CAP`, `DAILY_CAP`, `INSUFFICIENT_FUNDS`; money in USD.
+    """
+
+    result: str
+    attempt: int
+    balance: Decimal
+    held: Decimal
+    spent_today: Decimal
+    cap: Decimal | None
+
+
+class Ledger:
+    """Two committers, each with a connection of its own: holds never wait behind settlements."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._opener = Committer(db, OPEN)
+        self._settler = Committer(db, SETTLE)
+
+    async def start(self) -> None:
+        await self._opener.start()
+        await self._settler.start()
+
+    async def aclose(self) -> None:
+        """Finish what was submitted, then close."""
+        await self._opener.aclose()
+        await self._settler.aclose()
+
+    async def hold(self, item: Mapping[str, Any]) -> Held:
+        """Reserve money for a call and write its first audit event, or say why not."""
+        row = await self._opener.submit(item)
+        return Held(
+            result=row["result"],
+            attempt=row["attempt"],
+            balance=row["balance"],
+            held=row["held"],
+            spent_today=row["spent_today"],
+            cap=row["cap"],
+        )
+
+    async def settle(self, item: Mapping[str, Any]) -> str:
+        """Write how a call ended; `SETTLED`, `EXISTS`, `FENCED` or `UNKNOWN`. Durable on return."""
+        row = await self._settler.submit(item)
+        result: str = row["result"]
+        return result
+
+    async def extend(self, inference_id: str, attempt: int, extra: Decimal) -> str:
+        """Enlarge a hold by `extra` USD while a stream outgrows it; `EXTENDED` or a refusal."""
+        return await self._db.extend_hold(inference_id, attempt, extra)
