@@ -1,8 +1,9 @@
 """The ingress as an ASGI application: what it holds, its routes, its one error handler."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -12,12 +13,12 @@ from starlette.responses import Response
 
 from ingress import agents, discovery, inference, operations, reads, wallets
 from ingress.auth import KeyCache
-from ingress.control import ControlListener
 from ingress.deps import Deps
 from ingress.inference import failure_response
 from ingress.middleware import RequestContext
 from ingress.relay import Relay
 from shared.catalog import open_catalog
+from shared.control import KEY_REVOKED, ControlListener
 from shared.config import VERSION, Settings
 from shared.db import Database
 from shared.domain.inference import Dialect
@@ -61,7 +62,13 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
     db = Database(settings)
     keyring = KeyCache(db)
     relay = Relay(redis)
-    control = ControlListener(redis, keyring)
+
+    def obey(order: Mapping[str, Any]) -> None:
+        if order["type"] == KEY_REVOKED:
+            keyring.forget(order["key_hash"])
+
+    # what was said while nobody listened is not known, so nothing kept is trusted then
+    control = ControlListener(redis, obey, missed=keyring.forget_all)
     try:
         await relay.start()
         await control.start()

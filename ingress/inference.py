@@ -15,6 +15,7 @@ from starlette.responses import Response
 from ingress.auth import Caller, authenticate
 from ingress.deps import Deps, get_deps
 from ingress.relay import Reply
+from shared.control import CANCEL, give_order
 from shared.domain.dialects import DIALECTS
 from shared.domain.inference import (
     Dialect,
@@ -25,7 +26,7 @@ from shared.domain.inference import (
 from shared.errors import DeadlineExceeded, InvalidBody, RequestTooLarge, Unavailable
 from shared.ids import mint_id
 from shared.metrics import ROUTER_ALIAS_HITS, TIME_TO_FIRST_EVENT
-from shared.queue import CONTROL_CHANNEL, Envelope
+from shared.queue import Envelope
 from shared.stream import RecordKind, encode_frames, unpack_failure
 
 log = logging.getLogger(__name__)
@@ -181,8 +182,7 @@ async def _abandon(reply: Reply, envelope: Envelope, deps: Deps) -> None:
     """The client left: its provider call is stopped and what was used is settled."""
     deps.relay.forget(reply)
     if not reply.ended:
-        message = orjson.dumps({"type": "cancel", "inference_id": str(envelope.inference_id)})
-        await deps.redis.publish(CONTROL_CHANNEL, message)
+        await give_order(deps.redis, CANCEL, inference_id=str(envelope.inference_id))
 
 
 async def _failed_before_start(reply: Reply, envelope: Envelope, deps: Deps) -> Response:

@@ -23,7 +23,6 @@ BOOKS_QUEUE = "ainfera:books"
 RUN_INFERENCE = "run_inference"
 
 PAYLOAD_PREFIX = "ainfera:payload:"
-CONTROL_CHANNEL = "ainfera:control"
 BELL_SUFFIX = ":bell"
 # a job nobody claimed for so long is of no use to its caller
 PAYLOAD_TTL_MS = 24 * 60 * 60 * 1000

@@ -4,6 +4,7 @@ import logging
 from contextlib import aclosing
 from decimal import Decimal
 
+from shared.domain.candidate import Candidate
 from shared.domain.inference import (
     CallInfo,
     Completed,
@@ -17,8 +18,7 @@ from shared.domain.inference import (
     ToolCallDelta,
     Usage,
 )
-from shared.domain.pricing import cost, estimated_usage
-from shared.domain.routing import Candidate
+from shared.domain.pricing import Prices, cost, estimated_usage
 from shared.errors import InsufficientFunds, ProviderError
 from workers.call import Asked, Call, Ending, Outcome
 from workers.deps import Deps
@@ -39,14 +39,18 @@ class Asking:
         self.written = 0
         self.last: StreamEvent | None = None
         self.first_word_at: float | None = None
+        self._prices = prices_of(candidate)
         self._clock = deps.monotonic
         self._asked_at = deps.monotonic()
         self._metered_until = 0
+        self._at_start = Usage()
 
     def note(self, event: StreamEvent) -> None:
         """Count what the model wrote, and when it first did."""
         self.last = event
         self.written += size_of(event)
+        if isinstance(event, Started):
+            self._at_start = event.usage
         if self.first_word_at is None and not isinstance(event, Started | Completed | Failed):
             self.first_word_at = self._clock()
 
@@ -54,7 +58,7 @@ class Asking:
         """Whether the answer so far may cost more than is held; cheap between two tokens."""
         if self.written < self._metered_until:
             return False
-        used = cost(self.estimate(), self.candidate)
+        used = cost(self.estimate(), self._prices)
         self._metered_until = self.written + 512
         return used > self.held_usd
 
@@ -62,13 +66,16 @@ class Asking:
         return estimated_usage(self.plan.estimated_input_tokens, self.written)
 
     def usage(self) -> Usage:
-        """What the provider counted; else, once it has written anything, our estimate."""
+        """What the provider counted; else, once it has written anything, our estimate.
+
+        A provider that was stopped before its first word has counted the input at most.
+        """
         match self.last:
             case Completed(usage=usage):
                 return self.estimate() if usage.estimated else usage
             case Failed(usage=Usage() as usage):
                 return usage
-        return self.estimate() if self.first_word_at is not None else Usage()
+        return self.estimate() if self.first_word_at is not None else self._at_start
 
     def ending(self, outcome: Outcome, failure: Failure | None) -> Ending:
         began = self._asked_at
@@ -86,6 +93,13 @@ class Asking:
     def in_vain(self, failure: Failure) -> Asked:
         status = failure.detail.get("upstream_status")
         return Asked(self.candidate.slug, self.candidate.provider, failure.code, status)
+
+
+def prices_of(candidate: Candidate) -> Prices:
+    """The prices of a model that was planned; a model without prices never is."""
+    if candidate.prices is None:
+        raise ValueError(f"{candidate.slug} has no price")
+    return candidate.prices
 
 
 def size_of(event: StreamEvent) -> int:
@@ -112,7 +126,7 @@ async def ask(asking: Asking, deps: Deps) -> Completed | Failed:
         request=call.request,
         model=candidate.provider_model_id,
         slug=candidate.slug,
-        max_output_tokens=asking.plan.reserved_output(candidate),
+        max_output_tokens=candidate.max_output_tokens,
         forward=forward,
         seed=call.inference_id,
         headers=call.envelope.headers,

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from shared.domain.candidate import Candidate
 from shared.domain.inference import Completed, Failure, InferenceRequest, Usage
-from shared.domain.routing import Candidate
 from shared.errors import InternalError
 from shared.queue import Envelope
 from workers.answer import Answer

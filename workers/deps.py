@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from shared.catalog import Catalog
 from shared.config import Settings
+from shared.domain.candidate import Catalog
 from shared.stream import Publisher
 from workers.ledger import Ledger
 from workers.providers import Provider

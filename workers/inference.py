@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from shared.domain.dialects import DIALECTS
-from shared.domain.inference import Completed, Failed, Failure, StreamEvent
+from shared.domain.inference import Completed, Failed, Failure
 from shared.errors import (
     AinferaError,
     DeadlineExceeded,
@@ -32,7 +32,7 @@ from workers.call import Call, Ending, Outcome
 from workers.deps import Deps
 from workers.ledger import Held
 from workers.routing import Plan, plan_call
-from workers.settle import hold_item, settle
+from workers.settle import NotOurs, hold_item, settle
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +74,12 @@ async def carry_out(call: Call, deps: Deps) -> None:
             call.answer.fail(already_over())
             return
         refusal = refused_by_ledger(held, plan)
-    if refusal is not None:
-        await settle(call, plan, refusal, deps)
-        call.answer.fail(refusal.failure_or_bug())
+    ending = refusal or await ask_until_answered(call, plan, deps)
+    try:
+        completed = await settle(call, plan, ending, deps)
+    except NotOurs as reason:
+        log.warning("settlement_refused", extra={"reason": str(reason), "attempt": call.attempt})
         return
-    ending = await ask_until_answered(call, plan, deps)
-    completed = await settle(call, plan, ending, deps)
     tell_the_end(call, ending, completed)
 
 
@@ -130,7 +130,7 @@ def refused_by_ledger(held: Held, plan: Plan) -> Ending | None:
 async def ask_until_answered(call: Call, plan: Plan, deps: Deps) -> Ending:
     """Ask the chosen model, then the fallbacks in order, but never after the first word."""
     for asked, candidate in enumerate(plan.candidates):
-        asking = Asking(call, plan, candidate)
+        asking = Asking(call, plan, candidate, deps)
         try:
             last = await ask(asking, deps)
         except asyncio.CancelledError:
@@ -140,10 +140,12 @@ async def ask_until_answered(call: Call, plan: Plan, deps: Deps) -> Ending:
             assert current is not None
             current.uncancel()
             return asking.ending(Outcome.CANCELLED, None)
-        call.asked.append(asking)
         is_last = asked + 1 == len(plan.candidates)
+        if isinstance(last, Completed):
+            return asking.ending(Outcome.SUCCEEDED, None)
         if is_last or not may_fall_back(last, asking):
-            return asking.ending(outcome_of(last, asking), last)
+            return asking.ending(outcome_of(asking), last.failure)
+        call.asked.append(asking.in_vain(last.failure))
         log.warning(
             "provider_fallback",
             extra={"model": candidate.slug, "next": plan.candidates[asked + 1].slug},
@@ -151,18 +153,12 @@ async def ask_until_answered(call: Call, plan: Plan, deps: Deps) -> Ending:
     raise AssertionError("a plan without candidates has a refusal")
 
 
-def may_fall_back(last: StreamEvent, asking: Asking) -> bool:
-    """Only a provider's fault, and only while the client has heard nothing."""
-    return (
-        isinstance(last, Failed)
-        and last.failure.status >= 500
-        and asking.first_word_at is None
-    )
+def may_fall_back(last: Failed, asking: Asking) -> bool:
+    """Only a provider's fault, and only while the model has said nothing."""
+    return last.failure.status >= 500 and asking.first_word_at is None
 
 
-def outcome_of(last: StreamEvent, asking: Asking) -> Outcome:
-    if isinstance(last, Completed):
-        return Outcome.SUCCEEDED
+def outcome_of(asking: Asking) -> Outcome:
     return Outcome.FAILED_PROVIDER if asking.first_word_at is None else Outcome.FAILED_MIDSTREAM
 
 

@@ -1,0 +1,198 @@
+"""What a call leaves behind: its hold, and one settlement with outcome, receipt and audit events.
+
+The rule is in `shared/domain`; here the records are put together and handed to the ledger,
+which writes them in one transaction.
+"""
+
+import logging
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+from shared.domain import capture
+from shared.domain.audit import AuditDraft, EventType, draft
+from shared.domain.inference import ROUTING_TARGET, Completed
+from shared.domain.ledger import ZERO
+from shared.domain.pricing import cost
+from shared.metrics import PROVIDER_CALLS
+from workers.asking import prices_of
+from workers.call import Call, Ending, Outcome
+from workers.deps import Deps
+from workers.routing import Plan
+
+log = logging.getLogger(__name__)
+
+REJECTIONS = {
+    Outcome.REJECTED_FLOOR: EventType.REJECTED_FLOOR,
+    Outcome.REJECTED_NOT_ENROLLED: EventType.REJECTED_FLOOR,
+    Outcome.REJECTED_CAP: EventType.REJECTED_CAP_VIOLATION,
+    Outcome.REJECTED_FUNDS: EventType.REJECTED_INSUFFICIENT_FUNDS,
+}
+MINE = "SETTLED"
+
+
+def hold_item(call: Call, plan: Plan, deps: Deps) -> dict[str, Any]:
+    """The hold and the `inference.routed` event, as `open_inferences` takes them."""
+    routed = draft(EventType.INFERENCE_ROUTED, call.agent_id, routed_data(call, plan))
+    return {
+        **identity(call, plan),
+        "amount": f"{plan.hold_usd:f}",
+        "ttl_s": deps.settings.hold_ttl_s,
+        "event": routed.wire(),
+    }
+
+
+def identity(call: Call, plan: Plan) -> dict[str, Any]:
+    return {
+        "inference_id": call.inference_id,
+        "tenant_id": call.tenant_id,
+        "agent_id": call.agent_id,
+        "attempt": call.attempt,
+        "routed": plan.decision is not None,
+        "dialect": call.request.dialect.value,
+        "model": call.request.model,
+    }
+
+
+def routed_data(call: Call, plan: Plan) -> dict[str, Any]:
+    """Why this model: for a pinned one because the client said so."""
+    chosen = plan.candidates[0]
+    data: dict[str, Any] = {
+        "inference_id": call.inference_id,
+        "router": router_name(plan),
+        "dialect": call.request.dialect.value,
+        "model": chosen.slug,
+        "provider": chosen.provider,
+        "cost_projected": f"{plan.projected_usd:f}",
+        "hold_usd": f"{plan.hold_usd:f}",
+    }
+    if plan.decision is not None:
+        data |= {
+            "task_type": plan.decision.task_type,
+            "cell": plan.decision.cell,
+            "decision_rule": plan.decision.rule,
+            "policy_version": plan.decision.policy_version,
+            "ruleset_hash": plan.decision.ruleset_hash,
+            "min_quality": f"{plan.decision.min_quality:f}",
+        }
+    return data
+
+
+def router_name(plan: Plan) -> str:
+    return ROUTING_TARGET if plan.decision is not None else "direct"
+
+
+async def settle(call: Call, plan: Plan, ending: Ending, deps: Deps) -> Completed | None:
+    """Write how the call ended. The cost is filled into what is returned for a success.
+
+    Raises `NotOurs` if another attempt has settled it or owns it now.
+    """
+    charge = cost(ending.usage, prices_of(ending.candidate)) if ending.candidate else ZERO
+    item = settlement_item(call, plan, ending, charge, deps)
+    if ending.candidate is not None:
+        PROVIDER_CALLS.labels(
+            provider=ending.candidate.provider, outcome=ending.outcome.value
+        ).inc()
+    result = await deps.ledger.settle(item)
+    if result != MINE:
+        raise NotOurs(result)
+    if ending.outcome is Outcome.SUCCEEDED and ending.completed is not None:
+        return replace(ending.completed, usage=ending.usage, cost_usd=charge)
+    return None
+
+
+class NotOurs(Exception):
+    """The call belongs to another attempt: `EXISTS`, it was settled; `FENCED`, it is under way."""
+
+
+def settlement_item(
+    call: Call, plan: Plan, ending: Ending, charge: Decimal, deps: Deps
+) -> dict[str, Any]:
+    """One settlement, as `settle_inferences` takes it."""
+    reached = ending.candidate is not None
+    return {
+        **identity(call, plan),
+        "refused": not reached,
+        "charge": f"{charge:f}",
+        "events": [event.wire() for event in events(call, plan, ending, charge)],
+        "outcome": outcome_row(call, plan, ending, charge),
+        "receipt": receipt_row(call, ending, charge, deps) if reached else None,
+    }
+
+
+def events(call: Call, plan: Plan, ending: Ending, charge: Decimal) -> list[AuditDraft]:
+    """The audit events of an ending, in order."""
+    about: dict[str, Any] = {"inference_id": call.inference_id, "router": router_name(plan)}
+    agent_id = call.agent_id
+    found = [
+        draft(EventType.PROVIDER_FALLBACK, agent_id, {**about, **asked.as_json()})
+        for asked in call.asked
+    ]
+    failed = {
+        "outcome": ending.outcome.value,
+        "code": ending.failure.code if ending.failure else None,
+    }
+    if ending.candidate is None:
+        kind = REJECTIONS.get(ending.outcome, EventType.PROVIDER_FAILED)
+        return [*found, draft(kind, agent_id, {**about, **failed, "model": call.request.model})]
+    answered = about | {
+        "model": ending.candidate.slug,
+        "provider": ending.candidate.provider,
+        "input_tokens": ending.usage.total_input,
+        "output_tokens": ending.usage.output_tokens,
+        "usage_estimated": ending.usage.estimated,
+        "cost_usd": f"{charge:f}",
+        "latency_ms": ending.latency_ms,
+    }
+    if ending.outcome in (Outcome.SUCCEEDED, Outcome.CANCELLED):
+        answered |= {"outcome": ending.outcome.value}
+        found.append(draft(EventType.PROVIDER_RESPONDED, agent_id, answered))
+    else:
+        found.append(draft(EventType.PROVIDER_FAILED, agent_id, {**answered, **failed}))
+    receipt = about | {"receipt_id": str(call.envelope.receipt_id), "cost_usd": f"{charge:f}"}
+    return [*found, draft(EventType.RECEIPT_CREATED, agent_id, receipt)]
+
+
+def outcome_row(
+    call: Call, plan: Plan, ending: Ending, charge: Decimal
+) -> dict[str, Any] | None:
+    """The capture of a routed call; a pinned one has none."""
+    decision = plan.decision
+    if decision is None:
+        return None
+    chosen = ending.candidate
+    return {
+        "inference_id": call.inference_id,
+        "tenant_id": call.tenant_id,
+        "agent_id": call.agent_id,
+        **capture.columns(decision),
+        "provider": chosen.provider if chosen else None,
+        "cost_actual": f"{charge:f}" if chosen else None,
+        "observed_latency_ms": ending.latency_ms,
+        "ttft_ms": ending.ttft_ms,
+        "outcome_status": ending.outcome.value,
+        "fallback_chain": [asked.as_json() for asked in call.asked],
+        "input_tokens": ending.usage.total_input if chosen else None,
+        "output_tokens": ending.usage.output_tokens if chosen else None,
+    }
+
+
+def receipt_row(call: Call, ending: Ending, charge: Decimal, deps: Deps) -> dict[str, Any]:
+    """The settlement receipt, for routed and pinned calls alike."""
+    assert ending.candidate is not None
+    return {
+        "receipt_id": str(call.envelope.receipt_id),
+        "inference_id": call.inference_id,
+        "tenant_id": call.tenant_id,
+        "agent_id": call.agent_id,
+        "cost_usd": f"{charge:f}",
+        "input_tokens": ending.usage.input_tokens,
+        "output_tokens": ending.usage.output_tokens,
+        "cache_read_tokens": ending.usage.cache_read_tokens,
+        "cache_write_tokens": ending.usage.cache_write_tokens,
+        "usage_estimated": ending.usage.estimated,
+        "model_used": ending.candidate.provider_model_id,
+        "model_slug": ending.candidate.slug,
+        "provider": ending.candidate.provider,
+        "simulated": deps.providers[ending.candidate.provider].simulated,
+    }
