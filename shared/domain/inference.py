@@ -90,17 +90,23 @@ class RoutingHint:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    role: Literal["user", "assistant"]
+    """One turn. `system` is an instruction in mid-conversation; those before it are `system`."""
+
+    role: Literal["user", "assistant", "system"]
     content: tuple[Block, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function the model may call; `parameters` is its JSON schema."""
+    """A function the model may call; `parameters` is its JSON schema.
+
+    `strict` asks the provider to hold the model to the schema; None: the client did not say.
+    """
 
     name: str
     description: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    strict: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
