@@ -54,7 +54,7 @@ _SHAPE_MARKS = ("infera_", "sk-", "bearer", "eyj", "://", "input_value=", "[para
 
 _NAMES = "|".join((*sorted(SECRET_WORDS), *(f"{a}[_-]?{b}" for a, b in sorted(SECRET_PAIRS))))
 _NAME_MARKS = (*sorted(SECRET_WORDS - {"apikey"}), "key")
-_QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|(?P<escaped>\\+[\"']).*?(?P=escaped)"
+_QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 _PAIR = re.compile(
     rf"(?P<name>\b(?!\w*(?:{'|'.join(sorted(MEASURES))})\b)"
     rf"[\w-]*?(?:{_NAMES})(?![a-z])[\w-]*\\*[\"']?\s*[=:]\s*)"
