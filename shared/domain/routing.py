@@ -1,0 +1,374 @@
+"""The decision rule: enrol, gate, rank, choose. Pure: same inputs, same bytes.
+
+No clock, no randomness, no I/O. Comparisons are between whole numbers (billionths of a
+dollar, billionths of quality), so that no float can make two machines disagree.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+
+from shared.domain.candidate import Candidate, Catalog, canonical_json, decimal_text
+from shared.domain.inference import ROUTING_TARGET, Capability, Failure
+from shared.domain.pricing import cap_to_nano, floor_to_nano, from_nano, projected_nano
+from shared.domain.routing_policy import (
+    DEFAULT_FLOOR,
+    POLICY_VERSIONS,
+    PREFERENCE_HIGH,
+    PREFERENCE_LOW,
+    PREFERENCE_STEP,
+    TIERS,
+    CallerPolicy,
+    RequestFeatures,
+    resolve_floor,
+)
+
+
+class DropReason(StrEnum):
+    """Why a candidate is out; the first that applies, in this order of checking."""
+
+    NO_PROVIDER = "not_enrolled_no_provider"
+    NO_PRICE = "not_enrolled_no_price"
+    NO_Q_PRIOR = "not_enrolled_no_q_prior"
+    VETO = "m_allowed_veto"
+    MISSING_CAPABILITY = "missing_capability"
+    DENIED = "denied_by_request"
+    BELOW_FLOOR = "below_quality_floor"
+    OVER_BUDGET = "exceeds_budget_cap"
+    TOO_SLOW = "exceeds_latency_cap"
+
+
+class Rule(StrEnum):
+    CHEAPEST = "cheapest_clearing_floor"
+    VETO_APPLIED = "m_allowed_veto_applied"
+    NONE_CLEARS_FLOOR = "no_candidate_clears_floor"
+    NONE_ENROLLED = "no_candidate_enrolled"
+
+
+# Past enrolment: a candidate out for one of these was enrolled and then gated.
+_GATED = frozenset({DropReason.BELOW_FLOOR, DropReason.OVER_BUDGET, DropReason.TOO_SLOW})
+
+RULESET: Mapping[str, Any] = {
+    "name": "cheapest-clearing-floor",
+    "version": 1,
+    "order": [reason.value for reason in DropReason],
+    "pick": ["projected_cost asc", "q_prior desc", "slug asc"],
+    "projected_cost": "input estimate x price in + reserved output x price out, 9 places half up",
+    "conditional": "allowed where the request's allow list names the model or its brand",
+    "default_floor": decimal_text(DEFAULT_FLOOR),
+    "tiers": {name: decimal_text(floor) for name, floor in TIERS.items()},
+    "policies": {
+        version: {task: decimal_text(floor) for task, floor in floors.items()}
+        for version, floors in POLICY_VERSIONS.items()
+    },
+    "preference": {
+        "step": decimal_text(PREFERENCE_STEP),
+        "low": decimal_text(PREFERENCE_LOW),
+        "high": decimal_text(PREFERENCE_HIGH),
+    },
+}
+RULESET_HASH = hashlib.sha256(canonical_json(RULESET).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateOutcome:
+    """One candidate's fate. `projected` is nano-USD, None without a price; `rank` counts from 1."""
+
+    candidate: Candidate
+    m_allowed: bool
+    projected: int | None
+    drop_reason: DropReason | None = None
+    rank: int | None = None
+
+    @property
+    def projected_cost(self) -> Decimal | None:
+        return None if self.projected is None else from_nano(self.projected)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the rule said. `outcomes`: the ranked in order, then the dropped by slug."""
+
+    chosen: Candidate | None
+    fallbacks: tuple[Candidate, ...]
+    outcomes: tuple[CandidateOutcome, ...]
+    rule: Rule
+    min_quality: Decimal
+    floor_source: str
+    cell: str
+    projected_cost: Decimal | None
+    features: RequestFeatures
+    policy: CallerPolicy
+    active_providers: frozenset[str]
+    preference_live: bool
+    seed: str
+    catalog: Catalog
+
+    ruleset_hash = RULESET_HASH
+
+    @property
+    def task_type(self) -> str:
+        return self.features.task_type
+
+    @property
+    def policy_version(self) -> str:
+        return self.policy.version
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Everything `replay` needs, as plain JSON."""
+        return {
+            **self.terms(),
+            "catalog_hash": self.catalog.hash,
+            "candidates": self.catalog.to_json(),
+        }
+
+    def terms(self) -> dict[str, Any]:
+        """The inputs without the catalogue."""
+        return {
+            "features": self.features.to_json(),
+            "policy": self.policy.to_json(),
+            "active_providers": sorted(self.active_providers),
+            "preference_live": self.preference_live,
+            "seed": self.seed,
+            "ruleset_hash": self.ruleset_hash,
+        }
+
+
+def decide(
+    features: RequestFeatures,
+    catalog: Catalog,
+    policy: CallerPolicy,
+    active_providers: frozenset[str],
+    preference_live: bool,
+    seed: str,
+) -> Decision:
+    """Choose the cheapest candidate that clears the floor, and say why of every other."""
+    floor, source = resolve_floor(features, policy, preference_live)
+    gates = _Gates(
+        floor_to_nano(floor),
+        None if features.budget_cap_usd is None else cap_to_nano(features.budget_cap_usd),
+        features.latency_cap_ms,
+    )
+    alive: list[CandidateOutcome] = []
+    dropped: list[CandidateOutcome] = []
+    for candidate in catalog.candidates:
+        outcome = gate(enrol(candidate, features, active_providers), gates)
+        (dropped if outcome.drop_reason else alive).append(outcome)
+    ranked = rank(alive)
+    rule = choose(ranked, dropped, features, gates)
+    chosen = ranked[0].candidate if ranked else None
+    band = features.routing_preference if preference_live else "balanced"
+    return Decision(
+        chosen=chosen,
+        fallbacks=tuple(o.candidate for o in ranked[1:]),
+        outcomes=(*ranked, *dropped),
+        rule=rule,
+        min_quality=floor,
+        floor_source=source,
+        cell=f"{features.task_type}:{chosen.slug if chosen else 'none'}:{band}",
+        projected_cost=ranked[0].projected_cost if ranked else None,
+        features=features,
+        policy=policy,
+        active_providers=active_providers,
+        preference_live=preference_live,
+        seed=seed,
+        catalog=catalog,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Gates:
+    """Floor in billionths, budget in nano-USD, latency in milliseconds."""
+
+    floor: int
+    budget: int | None
+    latency_ms: int | None
+
+
+def enrol(
+    candidate: Candidate, features: RequestFeatures, active_providers: frozenset[str]
+) -> CandidateOutcome:
+    """Whether this model may serve this request at all."""
+    reserved = min(features.reserved_output_tokens, candidate.max_output_tokens)
+    prices = candidate.prices
+    projected = None if prices is None else projected_nano(prices, features.input_tokens, reserved)
+    allowed = verdict_allows(candidate, features)
+    reason: DropReason | None = None
+    if candidate.provider not in active_providers:
+        reason = DropReason.NO_PROVIDER
+    elif prices is None:
+        reason = DropReason.NO_PRICE
+    elif candidate.q_prior is None:
+        reason = DropReason.NO_Q_PRIOR
+    elif not allowed:
+        reason = DropReason.VETO
+    else:
+        reason = _unfit(candidate, features, reserved)
+    return CandidateOutcome(candidate, allowed, projected, reason)
+
+
+def _unfit(candidate: Candidate, features: RequestFeatures, reserved: int) -> DropReason | None:
+    """Capabilities, room in the context window, and the request's own lists."""
+    if not features.capabilities <= candidate.capabilities:
+        return DropReason.MISSING_CAPABILITY
+    if features.input_tokens + reserved > candidate.context_window:
+        return DropReason.MISSING_CAPABILITY
+    if _named(candidate, features.deny):
+        return DropReason.DENIED
+    if features.allow and not _named(candidate, features.allow):
+        return DropReason.DENIED
+    return None
+
+
+def verdict_allows(candidate: Candidate, features: RequestFeatures) -> bool:
+    """PASS always; CONDITIONAL where the request's `allow` list names it; else never."""
+    if candidate.verdict == "CONDITIONAL":
+        return _named(candidate, features.allow)
+    return candidate.verdict == "PASS"
+
+
+def _named(candidate: Candidate, names: frozenset[str]) -> bool:
+    return bool(names) and not names.isdisjoint(
+        (candidate.slug, candidate.brand, candidate.provider_model_id)
+    )
+
+
+def gate(outcome: CandidateOutcome, gates: _Gates) -> CandidateOutcome:
+    """Drop an enrolled candidate that misses the floor, the budget or the latency cap."""
+    if outcome.drop_reason is not None:
+        return outcome
+    reason = _gated(outcome.candidate, outcome.projected, gates)
+    if reason is None:
+        return outcome
+    return CandidateOutcome(outcome.candidate, outcome.m_allowed, outcome.projected, reason)
+
+
+def _gated(candidate: Candidate, projected: int | None, gates: _Gates) -> DropReason | None:
+    if candidate.q_nano < gates.floor:
+        return DropReason.BELOW_FLOOR
+    if gates.budget is not None and (projected is None or projected > gates.budget):
+        return DropReason.OVER_BUDGET
+    latency = candidate.expected_latency_ms
+    if gates.latency_ms is not None and latency is not None and latency > gates.latency_ms:
+        return DropReason.TOO_SLOW
+    return None
+
+
+def rank(alive: list[CandidateOutcome]) -> list[CandidateOutcome]:
+    """Cheapest first; then higher quality, then slug."""
+    alive.sort(key=_order)
+    return [
+        CandidateOutcome(o.candidate, o.m_allowed, o.projected, None, place)
+        for place, o in enumerate(alive, 1)
+    ]
+
+
+def _order(outcome: CandidateOutcome) -> tuple[int, int, str]:
+    return outcome.projected or 0, -outcome.candidate.q_nano, outcome.candidate.slug
+
+
+def choose(
+    ranked: list[CandidateOutcome],
+    dropped: list[CandidateOutcome],
+    features: RequestFeatures,
+    gates: _Gates,
+) -> Rule:
+    """The rule that fired. A veto is named only where it changed the answer."""
+    if not ranked:
+        gated = any(o.drop_reason in _GATED for o in dropped)
+        return Rule.NONE_CLEARS_FLOOR if gated else Rule.NONE_ENROLLED
+    best = _order(ranked[0])
+    for outcome in dropped:
+        if (
+            outcome.drop_reason is DropReason.VETO
+            and _order(outcome) < best
+            and _clears_all_else(outcome, features, gates)
+        ):
+            return Rule.VETO_APPLIED
+    return Rule.CHEAPEST
+
+
+def _clears_all_else(outcome: CandidateOutcome, features: RequestFeatures, gates: _Gates) -> bool:
+    candidate = outcome.candidate
+    reserved = min(features.reserved_output_tokens, candidate.max_output_tokens)
+    return (
+        _unfit(candidate, features, reserved) is None
+        and _gated(candidate, outcome.projected, gates) is None
+    )
+
+
+def replay(inputs: Mapping[str, Any]) -> Decision:
+    """Run the rule again on a receipt's `inputs`."""
+    return decide(
+        RequestFeatures.from_json(inputs["features"]),
+        Catalog.of(Candidate.from_json(c) for c in inputs["candidates"]),
+        CallerPolicy.from_json(inputs["policy"]),
+        frozenset(inputs["active_providers"]),
+        inputs["preference_live"],
+        inputs["seed"],
+    )
+
+
+def refusal(decision: Decision) -> Failure:
+    """The 422 of a decision that chose nothing."""
+    if decision.rule is Rule.NONE_ENROLLED:
+        message = "No model is enrolled for this request."
+        hint = (
+            "No active provider has an allowed model with what the request asks for; "
+            "relax its capabilities, its allow or deny list, or configure a provider."
+        )
+    else:
+        message = f"No model clears the quality floor of {decimal_text(decision.min_quality)}"
+        message += " within the request's budget and latency caps."
+        hint = "Lower min_quality or raise budget_cap_usd or latency_cap_ms."
+    return _unroutable(decision.rule.value, ROUTING_TARGET, None, message, hint)
+
+
+def pinned(
+    model: str, catalog: Catalog, features: RequestFeatures, active_providers: frozenset[str]
+) -> Candidate | Failure:
+    """The model that a passthrough names by slug or vendor id, or the 422 that says what to do.
+
+    Room in the context window is left to the provider, whose own wording clients act upon.
+    """
+    found = catalog.find(model)
+    if found is None:
+        hint = f"GET /v1/models lists the catalogue; {ROUTING_TARGET} lets the router choose."
+        return _unavailable(model, None, f"The model {model} is not in the catalogue.", hint)
+    if found.verdict == "VETO" or found.verdict is None:
+        hint = "Choose a model of another brand."
+        return _unavailable(model, found, f"The brand {found.brand} is not allowed here.", hint)
+    if found.prices is None:
+        hint = "Choose a model that GET /v1/models lists with prices."
+        return _unavailable(model, found, f"The model {model} has no price.", hint)
+    if found.provider not in active_providers:
+        text = f"The provider {found.provider} of {model} is not active."
+        hint = "Choose a model of an active provider, see GET /v1/providers."
+        return _unavailable(model, found, text, hint)
+    return _incapable(model, found, features) or found
+
+
+def _incapable(model: str, found: Candidate, features: RequestFeatures) -> Failure | None:
+    missing = sorted(features.capabilities - found.capabilities)
+    if not missing:
+        return None
+    hint = f"Leave {' and '.join(missing)} out, pin a model that has it, or use {ROUTING_TARGET}."
+    text = f"The model {model} does not support {', '.join(missing)}."
+    if Capability.TOOLS in missing:
+        code = "tools_not_supported_by_backend"
+        return _unroutable(code, model, found.provider, text, hint)
+    return _unavailable(model, found, text, hint)
+
+
+def _unavailable(model: str, found: Candidate | None, message: str, hint: str) -> Failure:
+    provider = None if found is None else found.provider
+    return _unroutable("model_unavailable", model, provider, message, hint)
+
+
+def _unroutable(code: str, model: str, provider: str | None, message: str, hint: str) -> Failure:
+    detail = {"model": model, "provider": provider, "hint": hint}
+    return Failure(code=code, status=422, message=f"{message} {hint}", detail=detail)

@@ -1,0 +1,195 @@
+"""What a decision is made from besides the catalogue: the caller's policy and the request.
+
+Floor: the caller's explicit `min_quality`; else the agent's, else the tenant's; else the
+policy version's floor for the task type, where it has one; else 0.50. The preference dial
+moves any floor that this request did not name itself, and only while its gate is open.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from shared.domain.candidate import decimal_text
+from shared.domain.estimate import estimate_input_tokens
+from shared.domain.inference import InferenceRequest
+from shared.domain.task_type import classify
+
+TIERS = {"good": Decimal("0.50"), "strong": Decimal("0.70"), "frontier": Decimal("0.85")}
+DEFAULT_FLOOR = TIERS["good"]
+DEFAULT_OUTPUT_TOKENS = 1024
+
+PREFERENCES = ("balanced", "quality", "cost")
+PREFERENCE_STEP = Decimal("0.10")
+PREFERENCE_LOW, PREFERENCE_HIGH = Decimal("0.50"), Decimal("0.85")
+
+FLAT_POLICY = "flat-1"
+TASK_FLOORS_POLICY = "task-floors-1"
+# policy version -> default floors by task type
+POLICY_VERSIONS: Mapping[str, Mapping[str, Decimal]] = {
+    FLAT_POLICY: {},
+    TASK_FLOORS_POLICY: {
+        "reasoning": Decimal("0.88"),
+        "code": Decimal("0.78"),
+        "tool_use": Decimal("0.78"),
+        "general": Decimal("0.68"),
+        "chat": Decimal("0.58"),
+        "extraction": Decimal("0.58"),
+        "embed": Decimal("0.52"),
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CallerPolicy:
+    """The defaults of an agent and its tenant. `version` is a key of `POLICY_VERSIONS`."""
+
+    agent_min_quality: Decimal | None = None
+    tenant_min_quality: Decimal | None = None
+    version: str = FLAT_POLICY
+    default_output_tokens: int = DEFAULT_OUTPUT_TOKENS
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "agent_min_quality": decimal_text(self.agent_min_quality),
+            "tenant_min_quality": decimal_text(self.tenant_min_quality),
+            "version": self.version,
+            "default_output_tokens": self.default_output_tokens,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "CallerPolicy":
+        return cls(
+            _decimal(data.get("agent_min_quality")),
+            _decimal(data.get("tenant_min_quality")),
+            data.get("version") or FLAT_POLICY,
+            data.get("default_output_tokens") or DEFAULT_OUTPUT_TOKENS,
+        )
+
+
+def caller_policy(
+    tenant_policy: Mapping[str, Any], agent_min_quality: Decimal | None
+) -> CallerPolicy:
+    """The policy of one caller from its tenant's stored policy and its agent's floor.
+
+    The stored policy has `min_quality` (number or tier name), `policy_version` and
+    `default_output_tokens`, all optional; an unknown version is the flat one.
+    """
+    version = str(tenant_policy.get("policy_version"))
+    return CallerPolicy(
+        agent_min_quality=agent_min_quality,
+        tenant_min_quality=quality(tenant_policy.get("min_quality")),
+        version=version if version in POLICY_VERSIONS else FLAT_POLICY,
+        default_output_tokens=tenant_policy.get("default_output_tokens") or DEFAULT_OUTPUT_TOKENS,
+    )
+
+
+def quality(value: Any) -> Decimal | None:
+    """A floor as a number: 0..1 as it is, a tier by its name, None as None."""
+    if value is None:
+        return None
+    return TIERS[value] if isinstance(value, str) and value in TIERS else Decimal(str(value))
+
+
+def preference(value: str | None) -> str:
+    """The dial's position; an unknown word means `balanced`."""
+    return value if value in PREFERENCES else "balanced"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFeatures:
+    """All of a request that the rule looks at; holds no word of the prompt.
+
+    `min_quality` is the caller's explicit floor. `reserved_output_tokens` is `max_tokens`,
+    else the policy's default, before a model's own limit cuts it.
+    """
+
+    task_type: str
+    input_tokens: int
+    reserved_output_tokens: int
+    capabilities: frozenset[str] = frozenset()
+    min_quality: Decimal | None = None
+    routing_preference: str = "balanced"
+    budget_cap_usd: Decimal | None = None
+    latency_cap_ms: int | None = None
+    allow: frozenset[str] = frozenset()
+    deny: frozenset[str] = frozenset()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "task_type": self.task_type,
+            "input_tokens": self.input_tokens,
+            "reserved_output_tokens": self.reserved_output_tokens,
+            "capabilities": sorted(self.capabilities),
+            "min_quality": decimal_text(self.min_quality),
+            "routing_preference": self.routing_preference,
+            "budget_cap_usd": decimal_text(self.budget_cap_usd),
+            "latency_cap_ms": self.latency_cap_ms,
+            "allow": sorted(self.allow),
+            "deny": sorted(self.deny),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "RequestFeatures":
+        return cls(
+            task_type=data["task_type"],
+            input_tokens=data["input_tokens"],
+            reserved_output_tokens=data["reserved_output_tokens"],
+            capabilities=frozenset(data["capabilities"]),
+            min_quality=_decimal(data["min_quality"]),
+            routing_preference=data["routing_preference"],
+            budget_cap_usd=_decimal(data["budget_cap_usd"]),
+            latency_cap_ms=data["latency_cap_ms"],
+            allow=frozenset(data["allow"]),
+            deny=frozenset(data["deny"]),
+        )
+
+
+def features(request: InferenceRequest, policy: CallerPolicy) -> RequestFeatures:
+    """What the rule needs to know of `request`."""
+    hint = request.hint
+    max_tokens = request.max_tokens
+    return RequestFeatures(
+        task_type=classify(request),
+        input_tokens=estimate_input_tokens(request),
+        reserved_output_tokens=policy.default_output_tokens if max_tokens is None else max_tokens,
+        capabilities=frozenset(c.value for c in request.capabilities),
+        min_quality=hint.min_quality,
+        routing_preference=preference(hint.routing_preference),
+        budget_cap_usd=hint.budget_cap_usd,
+        latency_cap_ms=hint.latency_cap_ms,
+        allow=frozenset(hint.allow),
+        deny=frozenset(hint.deny),
+    )
+
+
+def resolve_floor(
+    asked: RequestFeatures, policy: CallerPolicy, preference_live: bool
+) -> tuple[Decimal, str]:
+    """`(floor, where it comes from)`: request, agent, tenant, task_type or default."""
+    if asked.min_quality is not None:
+        return asked.min_quality, "request"
+    floor, source = _default_floor(asked.task_type, policy)
+    return (_dialled(floor, asked.routing_preference) if preference_live else floor), source
+
+
+def _default_floor(task_type: str, policy: CallerPolicy) -> tuple[Decimal, str]:
+    if policy.agent_min_quality is not None:
+        return policy.agent_min_quality, "agent"
+    if policy.tenant_min_quality is not None:
+        return policy.tenant_min_quality, "tenant"
+    by_task = POLICY_VERSIONS.get(policy.version, {}).get(task_type)
+    return (DEFAULT_FLOOR, "default") if by_task is None else (by_task, "task_type")
+
+
+def _dialled(floor: Decimal, position: str) -> Decimal:
+    """The floor moved by the dial: `quality` never lowers it, `cost` never raises it."""
+    if position == "quality":
+        return max(floor, min(floor + PREFERENCE_STEP, PREFERENCE_HIGH))
+    if position == "cost":
+        return min(floor, max(floor - PREFERENCE_STEP, PREFERENCE_LOW))
+    return floor
+
+
+def _decimal(value: Any) -> Decimal | None:
+    return None if value is None else Decimal(str(value))
