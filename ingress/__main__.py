@@ -12,7 +12,7 @@ def main() -> None:
     settings = Settings()
     configure_logging("ingress", settings.log_level)
     # streams end by themselves within the grace time; only then are they cut
-    AppStatus.disable_automatic_graceful_drain()
+    AppStatus.enable_automatic_graceful_drain = False
     uvicorn.run(
         create_app(settings),
         host=settings.host,

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
@@ -17,14 +18,18 @@ from ingress.deps import Deps, get_deps
 from ingress.relay import Reply
 from shared.control import CANCEL, give_order
 from shared.domain.dialects import DIALECTS
+from shared.domain.estimate import estimate_input_tokens
 from shared.domain.inference import (
+    CallInfo,
     Dialect,
+    Failed,
     Failure,
     InferenceRequest,
     InvalidRequest,
 )
 from shared.errors import DeadlineExceeded, InvalidBody, RequestTooLarge, Unavailable
 from shared.ids import mint_id
+from shared.log import current_trace
 from shared.metrics import ROUTER_ALIAS_HITS, TIME_TO_FIRST_EVENT
 from shared.queue import Envelope
 from shared.stream import RecordKind, encode_frames, unpack_failure
@@ -32,7 +37,7 @@ from shared.stream import RecordKind, encode_frames, unpack_failure
 log = logging.getLogger(__name__)
 router = APIRouter()
 
-FORWARDED_HEADERS = ("anthropic-version", "anthropic-beta", "traceparent", "tracestate")
+FORWARDED_HEADERS = ("anthropic-version", "anthropic-beta", "tracestate")
 PINGS = {
     Dialect.ANTHROPIC: b'event: ping\ndata: {"type": "ping"}\n\n',
     Dialect.OPENAI: b": ping\n\n",
@@ -60,6 +65,18 @@ async def chat_completions(request: Request) -> Response:
     return await answer(request, Dialect.OPENAI)
 
 
+@router.post("/v1/messages/count_tokens", response_model=None)
+async def count_tokens(request: Request) -> Response:
+    """How many input tokens a Messages body holds, by the estimate that decisions use."""
+    deps = get_deps(request)
+    await authenticate(request.headers, None, deps)
+    body = await read_body(request, deps.settings.max_body_bytes)
+    call = parse(body, Dialect.ANTHROPIC, max_tokens=1)
+    return Response(
+        orjson.dumps({"input_tokens": estimate_input_tokens(call)}), media_type="application/json"
+    )
+
+
 async def answer(request: Request, dialect: Dialect) -> Response:
     """The whole of one call: from the headers to a body, or to a stream that has begun.
 
@@ -70,6 +87,10 @@ async def answer(request: Request, dialect: Dialect) -> Response:
     caller = await authenticate(request.headers, None, deps)
     body = await read_body(request, deps.settings.max_body_bytes)
     call = parse(body, dialect)
+    if call.background:
+        raise InvalidBody(
+            "background: calls in the background are not offered.", param="background"
+        )
     if call.agent_id is not None and call.agent_id != caller.agent_id:
         caller = await authenticate(request.headers, call.agent_id, deps)
     note_alias(call)
@@ -101,8 +122,11 @@ async def read_body(request: Request, limit: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def parse(body: bytes, dialect: Dialect) -> InferenceRequest:
-    """The body as a request. Raises `InvalidBody`, which names the field at fault."""
+def parse(body: bytes, dialect: Dialect, **defaults: Any) -> InferenceRequest:
+    """The body as a request. Raises `InvalidBody`, which names the field at fault.
+
+    `defaults` stand in for fields that the body leaves out.
+    """
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -110,7 +134,7 @@ def parse(body: bytes, dialect: Dialect) -> InferenceRequest:
     if not isinstance(parsed, dict):
         raise InvalidBody("The body must be a JSON object.")
     try:
-        return DIALECTS[dialect].parse_request(parsed)
+        return DIALECTS[dialect].parse_request({**defaults, **parsed} if defaults else parsed)
     except InvalidRequest as error:
         raise InvalidBody(str(error), param=error.param) from error
 
@@ -126,6 +150,8 @@ def seal(
 ) -> Envelope:
     """What the worker gets: fresh ids, the caller and the body as it came."""
     passed_on = {name: headers[name] for name in FORWARDED_HEADERS if name in headers}
+    trace_id = current_trace()
+    passed_on["traceparent"] = f"00-{trace_id}-{secrets.token_hex(8)}-01"
     return Envelope(
         inference_id=mint_id(),
         receipt_id=mint_id(),
@@ -133,6 +159,7 @@ def seal(
         reply_to=deps.relay.channel,
         caller=caller.for_worker(),
         accepted_at=time.time(),
+        trace_id=trace_id,
         headers=passed_on,
         body=body,
     )
@@ -146,9 +173,7 @@ async def _first_word(
     patience = deps.settings.call_deadline_s + GRACE_S
     watch = asyncio.create_task(_watch_disconnect(request, reply))
     try:
-        heard = await reply.wait_opened(
-            deps.settings.ping_interval_s if call.stream else patience
-        )
+        heard = await reply.wait_opened(deps.settings.ping_interval_s if call.stream else patience)
         if heard:
             TIME_TO_FIRST_EVENT.observe(time.perf_counter() - began)
         elif not call.stream:
@@ -189,9 +214,7 @@ async def _failed_before_start(reply: Reply, envelope: Envelope, deps: Deps) -> 
     chunk = await reply.next(None)
     deps.relay.forget(reply)
     assert chunk is not None
-    return failure_response(
-        unpack_failure(chunk[1]), envelope.dialect, envelope, deps
-    )
+    return failure_response(unpack_failure(chunk[1]), envelope.dialect, envelope, deps)
 
 
 async def _body(reply: Reply, envelope: Envelope, patience: float, deps: Deps) -> Response:
@@ -209,7 +232,6 @@ async def _body(reply: Reply, envelope: Envelope, patience: float, deps: Deps) -
 
 async def _stream(reply: Reply, envelope: Envelope, deps: Deps) -> AsyncIterator[bytes]:
     """The chunks of a streamed answer, with a ping in every long silence."""
-    dialect = DIALECTS[envelope.dialect]
     opened_at = asyncio.get_running_loop().time()
     patience = deps.settings.call_deadline_s + GRACE_S
     try:
@@ -218,13 +240,13 @@ async def _stream(reply: Reply, envelope: Envelope, deps: Deps) -> AsyncIterator
             if chunk is None:
                 if asyncio.get_running_loop().time() - opened_at > patience:
                     overdue = DeadlineExceeded("The answer was not finished in time.")
-                    yield encode_frames(dialect.failure_frames(overdue.failure()))
+                    yield failure_frames(overdue.failure(), envelope, deps)
                     return
                 yield PINGS[envelope.dialect]
                 continue
             kind, body = chunk
             if kind is RecordKind.FAIL:
-                yield encode_frames(dialect.failure_frames(unpack_failure(body)))
+                yield failure_frames(unpack_failure(body), envelope, deps)
                 return
             yield body
             if kind is RecordKind.DONE:
@@ -258,6 +280,22 @@ def answer_headers(
         if head["ignored"]:
             headers["x-ainfera-ignored-fields"] = ",".join(head["ignored"])
     return headers
+
+
+def failure_frames(failure: Failure, envelope: Envelope, deps: Deps) -> bytes:
+    """A failure inside a stream that has begun, in the stream's dialect."""
+    dialect = DIALECTS[envelope.dialect]
+    agent_id = envelope.caller["agent_id"]
+    call = CallInfo(
+        inference_id=str(envelope.inference_id),
+        receipt_id=str(envelope.receipt_id),
+        agent_id=agent_id,
+        audit_url=deps.settings.audit_url(agent_id),
+        model="",
+        provider="",
+        created=int(envelope.accepted_at),
+    )
+    return encode_frames(dialect.render_event(Failed(failure), dialect.RenderState(call)))
 
 
 def failure_response(

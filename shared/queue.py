@@ -46,7 +46,7 @@ class Envelope:
 
     `reply_to` is the pub/sub channel of the ingress that holds the client. `caller` holds
     `tenant_id`, `agent_id` and the policy that applies. `accepted_at` is in seconds since
-    the epoch. `headers` are the few client headers that a provider or a trace needs.
+    the epoch. `headers` are the few client headers that a provider needs.
     """
 
     inference_id: UUID
@@ -55,6 +55,7 @@ class Envelope:
     reply_to: str
     caller: Mapping[str, Any]
     accepted_at: float
+    trace_id: str
     body: bytes = field(repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -67,6 +68,7 @@ class Envelope:
             "reply_to": self.reply_to,
             "caller": self.caller,
             "accepted_at": self.accepted_at,
+            "trace_id": self.trace_id,
             "headers": self.headers,
         }
         return orjson.dumps(head) + b"\n" + self.body
@@ -82,6 +84,7 @@ class Envelope:
             reply_to=fields["reply_to"],
             caller=fields["caller"],
             accepted_at=fields["accepted_at"],
+            trace_id=fields["trace_id"],
             headers=fields["headers"],
             body=body,
         )

@@ -60,6 +60,7 @@ class Answer:
     def tell(self, event: StreamEvent) -> None:
         """Pass one event on. `Started` waits for the first word that follows it."""
         if isinstance(event, Forwarded):
+            self._held = []  # the provider's own opening is among its frames
             if self._stream:
                 self._send_data(event.frames)
             else:
@@ -83,9 +84,7 @@ class Answer:
             self._publish([*self._opening(), self._record(RecordKind.DONE, last)], urgent=True)
             return
         self._folding.extend(decode_frames(last))
-        body = self._dialect.fold(
-            self._folding, self.call, completed.cost_usd, completed.usage
-        )
+        body = self._dialect.fold(self._folding, self.call, completed.cost_usd, completed.usage)
         self._publish(
             [*self._opening(), self._record(RecordKind.DONE, orjson.dumps(body, default=_decimal))],
             urgent=True,
@@ -94,7 +93,7 @@ class Answer:
     def _last_frames(self, completed: Completed) -> bytes:
         held, self._held = self._held, []
         if completed.tail:
-            return encode_frames(held) + completed.tail
+            return completed.tail
         return encode_frames(held + self._dialect.render_event(completed, self._state))
 
     def fail(self, failure: Failure) -> None:

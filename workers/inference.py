@@ -50,15 +50,21 @@ async def run_inference(ctx: Mapping[str, Any], inference_id: str) -> None:
         log.warning("payload_missing", extra={"inference_id": inference_id})
         return
     call = take_up(payload, ctx["job_try"], deps)
-    with deps.cancellations.watch(inference_id):
-        await carry_out(call, deps)
+    try:
+        with deps.cancellations.watch(inference_id):
+            await carry_out(call, deps)
+    except AinferaError as refused:
+        call.answer.fail(refused.failure())
+    except Exception:  # a bug: the client must not wait for an answer that will never come
+        call.answer.fail(InternalError("The call failed inside the gateway.").failure())
+        raise
 
 
 def take_up(payload: bytes, attempt: int, deps: Deps) -> Call:
     """The envelope opened and parsed by the same pure function that the ingress used."""
     envelope = Envelope.unpack(payload)
     bind_inference(str(envelope.inference_id))
-    bind_trace(envelope.headers.get("traceparent", "").split("-")[1:2])
+    bind_trace(envelope.trace_id)
     request = DIALECTS[envelope.dialect].parse_request(orjson.loads(envelope.body))
     answer = Answer(deps.publisher, envelope, request, attempt)
     return Call(envelope, request, attempt, answer, claimed_at=deps.clock())

@@ -9,6 +9,8 @@ from shared.db import Committer, Database
 
 OPEN = "open_inferences"
 SETTLE = "settle_inferences"
+# New work is turned away when the database is gone for so long; finished work waits for it.
+HOLD_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Ledger:
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._opener = Committer(db, OPEN)
+        self._opener = Committer(db, OPEN, patience_s=HOLD_PATIENCE_S)
         self._settler = Committer(db, SETTLE)
 
     async def start(self) -> None:
@@ -43,7 +45,10 @@ class Ledger:
         await self._settler.aclose()
 
     async def hold(self, item: Mapping[str, Any]) -> Held:
-        """Reserve money for a call and write its first audit event, or say why not."""
+        """Reserve money for a call and write its first audit event, or say why not.
+
+        Raises `Overloaded` while the database is away.
+        """
         row = await self._opener.submit(item)
         return Held(
             result=row["result"],

@@ -48,7 +48,7 @@ async def release_expired_holds(ctx: Mapping[str, Any]) -> int:
     finally:
         await connection.close()
     for row in rows:
-        result = await deps.ledger.settle(expiry_item(row))
+        result = await deps.ledger.settle(expiry_item(dict(row)))
         log.warning("hold_expired", extra={"inference_id": str(row["id"]), "result": result})
     return len(rows)
 

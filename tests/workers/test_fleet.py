@@ -26,7 +26,8 @@ Job = Callable[..., Awaitable[None]]
 
 
 def envelope(body: bytes = b'{"model":"m"}') -> Envelope:
-    return Envelope(mint_id(), mint_id(), Dialect.NATIVE, "reply", {"tenant_id": "t"}, 1.0, body)
+    caller = {"tenant_id": "t"}
+    return Envelope(mint_id(), mint_id(), Dialect.NATIVE, "reply", caller, 1.0, "trace", body)
 
 
 @pytest_asyncio.fixture(loop_scope="session")
