@@ -1,0 +1,274 @@
+"""Who is calling: an API key becomes a `Caller`, from memory on nearly every request.
+
+A key is looked up by its hash and kept for a minute at most; a revocation is heard over the
+control channel within a second and drops it at once. No key, an unknown one and a revoked one
+get the same answer, and so do an agent that does not exist and one of another tenant.
+"""
+
+import asyncio
+import hmac
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+from uuid import UUID
+
+from fastapi import Request
+from sqlalchemy import Double, Select, Uuid, and_, cast, func, or_, select
+from sqlmodel import col
+
+from ingress.deps import Deps, get_deps, session
+from shared.db import Database
+from shared.domain.routing_policy import caller_policy
+from shared.errors import Forbidden, InvalidApiKey, InvalidBody, InvalidInternalKey, NotFound
+from shared.keys import API_KEY_PREFIX, hash_api_key, same_secret
+from shared.models import AgentRow, ApiKeyRow, TenantRow
+
+KEPT_S = 60.0
+# An unknown key is asked for again soon, so that a new one never waits for long.
+UNKNOWN_KEPT_S = 2.0
+MOST_KEPT = 50_000
+LONGEST_KEY = 256
+
+AGENT_HEADER = "x-ainfera-agent-id"
+INTERNAL_HEADER = "x-ainfera-internal-key"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A valid key and the agent it speaks for.
+
+    `agent_id` is the agent asked for, else the key's bound or default agent; None only for a
+    tenant's key without a default. `bound_to` is the one agent that the key may act for, if it
+    is bound. `policy` is a `CallerPolicy` as JSON. Ids are in canonical text form.
+    """
+
+    key_id: str
+    tenant_id: str
+    agent_id: str | None
+    bound_to: str | None
+    active: bool
+    policy: Mapping[str, Any]
+
+    @property
+    def tenant(self) -> UUID:
+        return UUID(self.tenant_id)
+
+    def for_worker(self) -> dict[str, Any]:
+        """What a worker is told of the caller: `{tenant_id, agent_id, policy}`.
+
+        Raises `InvalidBody` where no agent is meant, `Forbidden` for one that is not active.
+        """
+        if self.agent_id is None:
+            raise InvalidBody(
+                "agent_id: the key has no default agent, so name one.", param="agent_id"
+            )
+        if not self.active:
+            raise Forbidden("The agent is not active.")
+        return {"tenant_id": self.tenant_id, "agent_id": self.agent_id, "policy": self.policy}
+
+    def may_see(self, agent_id: UUID) -> UUID:
+        """The agent's id, if the key is not bound to another one. Raises `NotFound`."""
+        if self.bound_to is not None and self.bound_to != str(agent_id):
+            not_found()
+        return agent_id
+
+
+def not_found() -> NoReturn:
+    """The one answer to ids that are unknown, malformed or someone else's."""
+    raise NotFound("Nothing of yours has this id.")
+
+
+def parse_id(text: str) -> UUID:
+    """An id in a path or a header; one that is no UUID is an unknown one."""
+    try:
+        return UUID(text)
+    except ValueError:
+        not_found()
+
+
+def refuse_key() -> NoReturn:
+    """The one answer to a key that is missing, malformed, unknown, revoked or expired."""
+    raise InvalidApiKey(
+        "A valid API key is needed, as `Authorization: Bearer ainfera_…` or `x-api-key`."
+    )
+
+
+Entry = tuple[bytes, UUID | None]
+
+
+class KeyCache:
+    """Callers by key and agent, least recently used first; bounded, and never older than a minute.
+
+    `clock` gives seconds that only ever grow.
+    """
+
+    def __init__(
+        self, db: Database, clock: Callable[[], float] = time.monotonic, most: int = MOST_KEPT
+    ) -> None:
+        self._db = db
+        self._clock = clock
+        self._most = most
+        self._known: OrderedDict[Entry, tuple[Caller, float]] = OrderedDict()
+        self._unknown: OrderedDict[bytes, float] = OrderedDict()
+        self._loading: dict[Entry, asyncio.Task[Caller]] = {}
+        self._forgotten = 0
+
+    async def find(self, api_key: str, agent_id: UUID | None) -> Caller:
+        """The caller, at once if it is kept. Raises `InvalidApiKey`, `NotFound` for the agent."""
+        key_hash = hash_api_key(api_key)
+        entry = (key_hash, agent_id)
+        kept = self._known.get(entry)
+        if kept is not None and kept[1] > self._clock():
+            self._known.move_to_end(entry)
+            return kept[0]
+        if self._unknown.get(key_hash, 0.0) > self._clock():
+            refuse_key()
+        # many requests with one key wait for one query; a client that leaves does not end it
+        loading = self._loading.get(entry)
+        if loading is None:
+            loading = self._loading[entry] = asyncio.create_task(self._load(entry))
+            loading.add_done_callback(lambda done: self._loaded(entry, done))
+        return await asyncio.shield(loading)
+
+    def forget(self, key_hash: str | bytes) -> None:
+        """Drop a key that was revoked; `key_hash` in bytes or hex."""
+        digest = bytes.fromhex(key_hash) if isinstance(key_hash, str) else key_hash
+        self._forgotten += 1
+        for entry in [entry for entry in self._known if entry[0] == digest]:
+            del self._known[entry]
+        self._abandon_loading()
+
+    def forget_all(self) -> None:
+        """Drop everything: a revocation may have been missed."""
+        self._forgotten += 1
+        self._known.clear()
+        self._unknown.clear()
+        self._abandon_loading()
+
+    def _abandon_loading(self) -> None:
+        """What was asked for before a revocation is not shared with those who ask after it."""
+        self._loading.clear()
+
+    def _loaded(self, entry: Entry, done: asyncio.Task[Caller]) -> None:
+        if self._loading.get(entry) is done:
+            del self._loading[entry]
+        if not done.cancelled():
+            done.exception()  # each waiter gets it; nobody may be left to hear it
+
+    async def _load(self, entry: Entry) -> Caller:
+        key_hash, agent_id = entry
+        as_of = self._forgotten
+        async with session(self._db) as s:
+            found = (await s.execute(_look_up(key_hash, agent_id))).one_or_none()
+        if found is None or not hmac.compare_digest(found.ApiKeyRow.key_hash, key_hash):
+            if as_of == self._forgotten:
+                self._keep_unknown(key_hash)
+            refuse_key()
+        if found.asked_for is not None and found.AgentRow is None:
+            not_found()
+        caller = _caller(found.ApiKeyRow, found.policy, found.AgentRow)
+        if as_of == self._forgotten:
+            self._keep(entry, caller, found.seconds_left)
+        return caller
+
+    def _keep(self, entry: Entry, caller: Caller, seconds_left: float | None) -> None:
+        kept_for = KEPT_S if seconds_left is None else min(KEPT_S, seconds_left)
+        self._known[entry] = (caller, self._clock() + kept_for)
+        self._known.move_to_end(entry)
+        if len(self._known) > self._most:
+            self._known.popitem(last=False)
+
+    def _keep_unknown(self, key_hash: bytes) -> None:
+        self._unknown[key_hash] = self._clock() + UNKNOWN_KEPT_S
+        self._unknown.move_to_end(key_hash)
+        if len(self._unknown) > self._most:
+            self._unknown.popitem(last=False)
+
+
+def _look_up(key_hash: bytes, agent_id: UUID | None) -> Select[Any]:
+    """One row: the key, its tenant's policy, the agent meant if the key may act for it."""
+    bound_to, expires_at = col(ApiKeyRow.agent_id), col(ApiKeyRow.expires_at)
+    asked_for = func.coalesce(cast(agent_id, Uuid), bound_to, col(ApiKeyRow.default_agent_id))
+    allowed = and_(
+        col(AgentRow.id) == asked_for,
+        col(AgentRow.tenant_id) == col(ApiKeyRow.tenant_id),
+        or_(bound_to.is_(None), bound_to == col(AgentRow.id)),
+    )
+    seconds_left = cast(func.extract("epoch", expires_at - func.now()), Double)
+    return (
+        select(ApiKeyRow, AgentRow, asked_for.label("asked_for"))
+        .add_columns(col(TenantRow.policy).label("policy"), seconds_left.label("seconds_left"))
+        .select_from(ApiKeyRow)
+        .join(TenantRow, col(TenantRow.id) == col(ApiKeyRow.tenant_id))
+        .outerjoin(AgentRow, allowed)
+        .where(col(ApiKeyRow.key_hash) == key_hash, col(ApiKeyRow.revoked_at).is_(None))
+        .where(or_(expires_at.is_(None), expires_at > func.now()))
+    )
+
+
+def _caller(key: ApiKeyRow, policy: Mapping[str, Any], agent: AgentRow | None) -> Caller:
+    min_quality = agent.min_quality if agent is not None else None
+    return Caller(
+        key_id=str(key.id),
+        tenant_id=str(key.tenant_id),
+        agent_id=str(agent.id) if agent is not None else None,
+        bound_to=str(key.agent_id) if key.agent_id is not None else None,
+        active=agent is not None and agent.status == "active",
+        policy=caller_policy(policy, min_quality).to_json(),
+    )
+
+
+def presented_key(headers: Mapping[str, str]) -> str | None:
+    """The API key of a request: the bearer token, else `x-api-key`.
+
+    Clients with both set send both; the one that has our prefix is meant.
+    """
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    bearer = token.strip() if scheme.lower() == "bearer" else ""
+    for candidate in (bearer, headers.get("x-api-key", "").strip()):
+        if candidate.startswith(API_KEY_PREFIX) and len(candidate) <= LONGEST_KEY:
+            return candidate
+    return None
+
+
+async def authenticate(headers: Mapping[str, str], agent_id: str | None, deps: Deps) -> Caller:
+    """The caller of a request; `agent_id` is the body's wish and wins over the header's.
+
+    Raises `InvalidApiKey`, or `NotFound` for an agent that the key may not act for.
+    """
+    api_key = presented_key(headers)
+    if api_key is None:
+        refuse_key()
+    wanted = agent_id or headers.get(AGENT_HEADER)
+    if not wanted:
+        return await deps.keyring.find(api_key, None)
+    try:
+        agent = UUID(wanted)
+    except ValueError:
+        # the key is checked first: without one, nobody learns anything about ids
+        await deps.keyring.find(api_key, None)
+        not_found()
+    return await deps.keyring.find(api_key, agent)
+
+
+async def current_caller(request: Request) -> Caller:
+    """FastAPI dependency: the caller, for endpoints that name their agent in the path."""
+    deps = get_deps(request)
+    api_key = presented_key(request.headers)
+    if api_key is None:
+        refuse_key()
+    return await deps.keyring.find(api_key, None)
+
+
+def is_internal(request: Request) -> bool:
+    """Whether the request bears the operators' key; no store is asked."""
+    expected = get_deps(request).settings.internal_key.get_secret_value()
+    return same_secret(request.headers.get(INTERNAL_HEADER, ""), expected)
+
+
+def require_internal(request: Request) -> None:
+    """FastAPI dependency. Raises `InvalidInternalKey`; no store is asked."""
+    if not is_internal(request):
+        raise InvalidInternalKey("This needs the operators' key in X-Ainfera-Internal-Key.")

@@ -1,0 +1,60 @@
+"""What a request handler may use: one frozen object on the application's state."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fastapi import Request
+from redis.asyncio import Redis
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from ingress.relay import Relay
+from shared.config import Settings
+from shared.db import TRANSIENT, Database
+from shared.domain.candidate import Catalog
+from shared.errors import Overloaded
+from shared.queue import InferenceQueue
+
+if TYPE_CHECKING:
+    from ingress.auth import KeyCache
+
+
+@dataclass(frozen=True, slots=True)
+class Deps:
+    settings: Settings
+    db: Database
+    redis: Redis
+    keyring: "KeyCache"
+    catalog: Catalog
+    relay: Relay
+    queue: InferenceQueue
+
+
+def get_deps(request: Request) -> Deps:
+    deps: Deps = request.app.state.deps
+    return deps
+
+
+@asynccontextmanager
+async def session(db: Database) -> AsyncIterator[AsyncSession]:
+    """A database session; what is not committed is rolled back.
+
+    Raises `Overloaded` (503, retryable) if Postgres is away or has no room.
+    """
+    try:
+        async with db.session() as opened:
+            yield opened
+    except (PoolTimeout, *TRANSIENT) as error:
+        raise _away() from error
+    except DBAPIError as error:
+        cause = error.orig.__cause__ if error.orig is not None else None
+        if error.connection_invalidated or isinstance(cause, TRANSIENT):
+            raise _away() from error
+        raise
+
+
+def _away() -> Overloaded:
+    return Overloaded("The database cannot be reached at the moment. Retry.")

@@ -1,0 +1,76 @@
+"""What is counted, under the names that dashboards use. No tenant, agent or key in any label."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from shared.config import VERSION
+
+MOST_PATHS = 200
+OTHER_PATH = "other"
+
+HTTP_REQUESTS = Counter(
+    "ainfera_http_requests_total",
+    "HTTP requests answered, by route template.",
+    ["method", "path", "status"],
+)
+HTTP_DURATION = Histogram(
+    "ainfera_http_request_duration_seconds",
+    "From the request's first byte to the response's last.",
+    ["method", "path"],
+    buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+)
+PROVIDER_CALLS = Counter(
+    "ainfera_provider_calls_total", "Calls that reached a provider.", ["provider", "outcome"]
+)
+ROUTER_ALIAS_HITS = Counter(
+    "ainfera_router_alias_hit_total", "Calls that named a legacy routing target.", ["alias"]
+)
+TIME_TO_FIRST_EVENT = Histogram(
+    "ainfera_time_to_first_event_seconds",
+    "From the enqueuing of a call to its first event at the ingress.",
+    buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+AUDIT_CHAIN_HEIGHT = Gauge("ainfera_audit_chain_height", "Audit events in all chains.")
+AUDIT_CHAIN_FRESHNESS = Gauge(
+    "ainfera_audit_chain_freshness_seconds", "Age of the newest audit event."
+)
+DISPATCH_WITHOUT_CAPTURE = Gauge(
+    "ainfera_dispatch_without_capture_total",
+    "Routed calls that ended without a routing_outcomes row; must stay 0.",
+)
+PASSTHROUGH_CAPTURED = Gauge(
+    "ainfera_passthrough_captured_total",
+    "Pinned calls that left a routing_outcomes row; must stay 0.",
+)
+HOLDS_OUTSTANDING = Gauge("ainfera_holds_outstanding", "Holds neither posted nor voided.")
+QUEUE_DEPTH = Gauge("ainfera_queue_depth", "Jobs that wait for a worker.", ["queue"])
+APP_INFO = Gauge("ainfera_app_info", "The version that runs.", ["version"])
+APP_INFO.labels(version=VERSION).set(1)
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class PathLabels:
+    """Route templates as label values: the first `most` have names, the rest are `other`."""
+
+    def __init__(self, most: int = MOST_PATHS) -> None:
+        self._most = most
+        self._known: set[str] = set()
+
+    def label(self, path: str) -> str:
+        if path in self._known:
+            return path
+        if len(self._known) >= self._most:
+            return OTHER_PATH
+        self._known.add(path)
+        return path
+
+
+_PATHS = PathLabels()
+
+
+def observe_request(method: str, path: str, status: int, seconds: float) -> None:
+    """Count one answered request; `path` is the route template, never the path itself."""
+    method = method if method in METHODS else "other"
+    label = _PATHS.label(path)
+    HTTP_REQUESTS.labels(method, label, str(status)).inc()
+    HTTP_DURATION.labels(method, label).observe(seconds)
