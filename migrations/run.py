@@ -1,0 +1,25 @@
+"""Bring a database to a revision. The URL's role becomes the owner of what is created.
+
+These functions block and run an event loop of their own: inside a running loop, call them with
+`asyncio.to_thread`.
+"""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+
+
+def alembic_config(url: str) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    config.attributes["url"] = url
+    return config
+
+
+def upgrade(url: str, revision: str = "head") -> None:
+    command.upgrade(alembic_config(url), revision)
+
+
+def downgrade(url: str, revision: str) -> None:
+    command.downgrade(alembic_config(url), revision)

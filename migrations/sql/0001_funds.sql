@@ -1,0 +1,87 @@
+-- Move money between a wallet and a system account: grants and top-ups. Idempotent by the
+-- transfer's id. `balance` is the wallet's, after the transfer.
+-- result: CREATED | EXISTS | EXISTS_WITH_DIFFERENT_AMOUNT | INSUFFICIENT_FUNDS | ACCOUNT_UNKNOWN
+CREATE FUNCTION transfer_funds(p_id uuid, p_debit uuid, p_credit uuid, p_amount numeric,
+                               p_kind text, p_memo text DEFAULT NULL)
+RETURNS TABLE (result text, balance numeric) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+  moved   numeric(20,9) := p_amount;
+  debit   accounts;
+  credit  accounts;
+  known   transfers;
+BEGIN
+  -- Only wallets are locked: a system account has no balance to protect.
+  PERFORM 1 FROM accounts a
+    WHERE a.id IN (p_debit, p_credit) AND a.kind = 'wallet' ORDER BY a.id FOR UPDATE;
+  SELECT a.* INTO debit FROM accounts a WHERE a.id = p_debit;
+  SELECT a.* INTO credit FROM accounts a WHERE a.id = p_credit;
+  SELECT t.* INTO known FROM transfers t WHERE t.id = p_id;
+  balance := CASE WHEN debit.kind = 'wallet' THEN debit.balance ELSE credit.balance END;
+  IF debit.id IS NULL OR credit.id IS NULL THEN
+    result := 'ACCOUNT_UNKNOWN';
+  ELSIF known.id IS NOT NULL THEN
+    result := CASE WHEN (known.debit_account, known.credit_account, known.amount, known.kind)
+                      = (p_debit, p_credit, moved, p_kind)
+                   THEN 'EXISTS' ELSE 'EXISTS_WITH_DIFFERENT_AMOUNT' END;
+  ELSIF debit.kind = 'wallet' AND debit.balance - debit.held < moved THEN
+    result := 'INSUFFICIENT_FUNDS';
+  ELSE
+    result := 'CREATED';
+    INSERT INTO transfers (id, tenant_id, debit_account, credit_account, amount, kind, memo,
+                           debit_balance_after, credit_balance_after)
+    VALUES (p_id, coalesce(debit.tenant_id, credit.tenant_id), p_debit, p_credit, moved, p_kind,
+            p_memo,
+            CASE WHEN debit.kind = 'wallet' THEN debit.balance - moved END,
+            CASE WHEN credit.kind = 'wallet' THEN credit.balance + moved END);
+    UPDATE accounts a
+       SET balance = a.balance + CASE WHEN a.id = p_credit THEN moved ELSE -moved END
+     WHERE a.id IN (p_debit, p_credit) AND a.kind = 'wallet';
+    balance := balance + CASE WHEN debit.kind = 'wallet' THEN -moved ELSE moved END;
+  END IF;
+  RETURN NEXT;
+END $$;
+
+-- Take back what is left of grants that are over, by date or by number of calls. Usage consumes
+-- a grant before anything else. What running calls hold is taken back once they have ended: the
+-- grant stays marked until nothing is left of it. Returns what each wallet gave back.
+CREATE FUNCTION expire_grants(most int DEFAULT 500)
+RETURNS TABLE (agent_id uuid, tenant_id uuid, returned numeric, balance numeric)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+  grants_account CONSTANT uuid := '00000000-0000-0000-0000-000000000002';
+  w        accounts;
+  owed     numeric(20,9);
+  move     uuid;
+BEGIN
+  FOR w IN
+    SELECT a.* FROM accounts a
+     WHERE a.grant_expires_at IS NOT NULL
+       AND (a.grant_expires_at <= clock_timestamp() OR a.grant_inferences_left = 0)
+       AND (a.held = 0 OR a.balance > a.held)
+     ORDER BY a.id LIMIT most FOR UPDATE SKIP LOCKED
+  LOOP
+    SELECT greatest(0, coalesce(sum(CASE WHEN t.kind = 'grant' THEN t.amount
+                                         WHEN t.kind IN ('usage', 'grant_return') THEN -t.amount
+                                    END), 0))
+      INTO owed FROM transfers t
+     WHERE (t.debit_account = w.id OR t.credit_account = w.id);
+    returned := least(owed, w.balance - w.held);
+    balance := w.balance - returned;
+    agent_id := w.agent_id;
+    tenant_id := w.tenant_id;
+    IF returned > 0 THEN
+      INSERT INTO transfers (tenant_id, debit_account, credit_account, amount, kind, memo,
+                             debit_balance_after)
+      VALUES (w.tenant_id, w.id, grants_account, returned, 'grant_return',
+              'preview grant over', balance);
+      RETURN NEXT;
+    END IF;
+    UPDATE accounts a
+       SET balance = a.balance - returned,
+           grant_inferences_left = 0,
+           grant_expires_at = CASE WHEN returned < owed THEN a.grant_expires_at END
+     WHERE a.id = w.id;
+  END LOOP;
+END $$;

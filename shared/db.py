@@ -1,0 +1,302 @@
+"""Postgres: sessions for reads, and a committer that makes one round trip of many small writes.
+
+Every connection of the application runs as `ainfera_app`, which owns nothing and may not change
+what is append-only; the login of the URL only has to be a member of that role.
+
+Reads go through SQLAlchemy (`Database.session`). The hot path does not: it calls one SQL function
+per batch over a dedicated asyncpg connection, with a statement prepared once, so that a call
+costs exactly one round trip. There is no BEGIN and COMMIT (one statement is one transaction) and
+no pool that resets a connection.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, TypeAlias
+
+import asyncpg
+import orjson
+from asyncpg.prepared_stmt import PreparedStatement
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from shared.config import Settings
+from shared.errors import Draining, Overloaded
+
+log = logging.getLogger(__name__)
+
+APP_ROLE = "ainfera_app"
+APPLICATION_NAME = "ainfera"
+BATCH_LIMIT = 32
+QUEUE_LIMIT = 2048
+CALL_TIMEOUT_S = 30.0
+FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 2.0
+
+Record = asyncpg.Record
+# asyncpg's classes take a parameter for type checkers only
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+Statement: TypeAlias = "PreparedStatement[asyncpg.Record]"
+
+# The statement may be repeated once Postgres is back, or has room again: the functions that the
+# committer calls do nothing twice.
+TRANSIENT = (
+    OSError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.ReadOnlySQLTransactionError,
+)
+
+
+def driver_dsn(url: str) -> str:
+    """The URL as asyncpg wants it; `postgresql://user@/db?host=/dir` means a Unix socket."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme.partition("+")[0] not in ("postgres", "postgresql"):
+        raise ValueError("DATABASE_URL must start with postgresql://")
+    return f"postgresql://{rest}"
+
+
+async def connect(url: str, role: str | None, application_name: str) -> Connection:
+    """A connection without a pool. `role` None keeps the rights of the URL's own user."""
+    settings = {"application_name": application_name, "jit": "off", "timezone": "UTC"}
+    if role is not None:
+        settings["role"] = role
+    return await asyncpg.connect(driver_dsn(url), server_settings=settings, timeout=10.0)
+
+
+def owner_engine(url: str) -> AsyncEngine:
+    """For migrations: the URL's own user, no pool, no role of the application."""
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=lambda: connect(url, None, "ainfera-migrations"),
+        poolclass=NullPool,
+    )
+
+
+class Database:
+    """The database as the application sees it. Connects when first used."""
+
+    __slots__ = ("_autocommit", "_engine", "_url")
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = settings.database_url
+        self._engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=self.connect_raw,
+            pool_size=8,
+            max_overflow=8,
+            pool_pre_ping=True,
+            json_serializer=lambda value: orjson.dumps(value).decode(),
+            json_deserializer=orjson.loads,
+        )
+        self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    @property
+    def engine(self) -> AsyncEngine:
+        return self._engine
+
+    def session(self) -> AsyncSession:
+        """A session over the pool; `async with db.session() as s`, and commit what you write."""
+        return AsyncSession(self._engine, expire_on_commit=False)
+
+    async def connect_raw(self, application_name: str = APPLICATION_NAME) -> Connection:
+        """A dedicated asyncpg connection in the application's role; the caller closes it."""
+        return await connect(self._url, APP_ROLE, application_name)
+
+    async def extend_hold(self, inference_id: str, attempt: int, extra: Decimal) -> str:
+        """Enlarge a hold by `extra` USD; an `ExtendOutcome`."""
+        statement = text("SELECT extend_hold(cast(:id AS uuid), :attempt, :extra)")
+        bound = {"id": inference_id, "attempt": attempt, "extra": extra}
+        async with self._autocommit.connect() as connection:
+            return str(await connection.scalar(statement, bound))
+
+    async def ping(self) -> None:
+        """Raises unless Postgres answers and the schema is there."""
+        async with self._autocommit.connect() as connection:
+            await connection.execute(text("SELECT version_num FROM alembic_version"))
+
+    async def aclose(self) -> None:
+        await self._engine.dispose()
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """One submitted item. `dropped` says that nobody wants it any more and it was not yet sent."""
+
+    key: str
+    item: Mapping[str, Any]
+    answer: asyncio.Future[Record] = field(repr=False)
+    dropped: bool = False
+
+    def resolve(self, record: Record) -> None:
+        if not self.answer.done():
+            self.answer.set_result(record)
+
+    def fail(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+class Committer:
+    """Calls one SQL function of the form `fn(batch jsonb)` for whatever waits, at most 32 items.
+
+    There is no timer: while one batch is under way, the next one gathers. Every item has an
+    `inference_id`, by which its row of the answer is found. A batch that Postgres refuses is
+    tried again item by item, so that one bad item fails alone. After a lost connection the batch
+    is sent again over a new one, for as long as it takes; `patience_s` limits how long an item
+    waits before its submitter gets `Overloaded` (503). None is forever: for work that is
+    finished and must be written.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        function: str,
+        *,
+        patience_s: float | None = None,
+        batch_limit: int = BATCH_LIMIT,
+        queue_limit: int = QUEUE_LIMIT,
+    ) -> None:
+        if not function.isidentifier():
+            raise ValueError(f"{function!r} is not the name of a function")
+        self._db = db
+        self._function = function
+        self._patience_s = patience_s
+        self._batch_limit = batch_limit
+        self._queue: asyncio.Queue[_Waiting | None] = asyncio.Queue(queue_limit)
+        self._aside: list[_Waiting] = []
+        self._connection: Connection | None = None
+        self._statement: Statement | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._closing = False
+
+    async def start(self) -> None:
+        """Connect, so that a wrong URL or a missing function shows now, and begin to work."""
+        await self._connect()
+        self._task = asyncio.create_task(self._work(), name=f"committer {self._function}")
+
+    async def submit(self, item: Mapping[str, Any]) -> Record:
+        """The function's row for this item, once its transaction is committed.
+
+        A submitted item is written even if its submitter is cancelled. Raises `Overloaded` when
+        patience ran out, `Draining` after `aclose`, or what Postgres said of this very item.
+        """
+        if self._closing or self._task is None:
+            raise Draining("The database connection of this process is closing.")
+        answer = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(str(item["inference_id"]), item, answer)
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await self._queue.put(waiting)
+                return await asyncio.shield(answer)
+        except TimeoutError:
+            waiting.dropped = True
+            raise Overloaded("The database does not answer at the moment.") from None
+
+    async def aclose(self, grace_s: float = 10.0) -> None:
+        """Finish what was submitted, for at most `grace_s`, then close the connection."""
+        if self._task is None or self._closing:
+            return
+        self._closing = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await self._queue.put(None)
+                await asyncio.shield(self._task)
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+        await self._disconnect()
+        while not self._queue.empty():
+            if waiting := self._queue.get_nowait():
+                self._aside.append(waiting)
+        for waiting in self._aside:
+            waiting.fail(Draining("The process ended before the database answered."))
+
+    async def _work(self) -> None:
+        while batch := await self._take():
+            try:
+                await self._commit(batch)
+            finally:
+                # only of use when cancelled in the middle: nobody may wait for ever
+                self._aside.extend(waiting for waiting in batch if not waiting.answer.done())
+
+    async def _take(self) -> list[_Waiting]:
+        """Whatever waits, each inference once, in order of arrival; empty when all is done."""
+        batch: dict[str, _Waiting] = {}
+        later: list[_Waiting] = []
+        for waiting in self._aside:
+            self._add(waiting, batch, later)
+        self._aside = later
+        while not batch or (len(batch) < self._batch_limit and not self._queue.empty()):
+            arrived = await self._queue.get()
+            if arrived is None:
+                if batch or later:
+                    self._queue.put_nowait(None)
+                break
+            self._add(arrived, batch, later)
+        return list(batch.values())
+
+    def _add(self, waiting: _Waiting, batch: dict[str, _Waiting], later: list[_Waiting]) -> None:
+        if waiting.dropped:
+            return
+        if waiting.key in batch or len(batch) >= self._batch_limit:
+            later.append(waiting)
+        else:
+            batch[waiting.key] = waiting
+
+    async def _commit(self, batch: Sequence[_Waiting]) -> None:
+        try:
+            await self._send(batch)
+        except asyncpg.PostgresError as error:
+            if len(batch) == 1:
+                batch[0].fail(error)
+                return
+            log.warning("batch_refused", extra={"function": self._function, "items": len(batch)})
+            for waiting in batch:
+                await self._commit([waiting])
+
+    async def _send(self, batch: Sequence[_Waiting]) -> None:
+        """One call for all of them, repeated until Postgres gave an answer, good or bad."""
+        payload = orjson.dumps([waiting.item for waiting in batch], default=_plain).decode()
+        backoff = FIRST_BACKOFF_S
+        while True:
+            try:
+                statement = self._statement or await self._connect()
+                records = await statement.fetch(payload, timeout=CALL_TIMEOUT_S)
+            except TRANSIENT as error:
+                log.warning(
+                    "database_away", extra={"function": self._function, "error": repr(error)}
+                )
+                await self._disconnect()
+                await asyncio.sleep(backoff)
+                backoff = min(backoff * 2, LAST_BACKOFF_S)
+            else:
+                break
+        found = {str(record["inference_id"]): record for record in records}
+        for waiting in batch:
+            waiting.resolve(found[waiting.key])
+
+    async def _connect(self) -> Statement:
+        self._connection = await self._db.connect_raw(f"{APPLICATION_NAME} {self._function}")
+        self._statement = await self._connection.prepare(
+            f"SELECT * FROM {self._function}($1::jsonb)"
+        )
+        return self._statement
+
+    async def _disconnect(self) -> None:
+        connection, self._connection, self._statement = self._connection, None, None
+        if connection is not None:
+            connection.terminate()
+
+
+def _plain(value: object) -> str:
+    """Money goes as text, so that no float is ever in between."""
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    raise TypeError(f"{type(value).__name__} has no JSON form here")

@@ -1,0 +1,162 @@
+"""The audit chain of one agent: what is hashed, and how a chain is verified.
+
+An event's payload is one JSON object that holds `agent_id, created_at, event_type, seq` and
+the event's own data. Its canonical text (sorted keys, no spaces, UTF-8 not escaped) is what is
+stored and hashed:
+
+    event_hash = sha256_hex((previous_hash or "") + canonical_json(payload))
+
+`created_at` and `seq` are only known under the lock of the chain's head, inside the database. A
+draft is therefore the canonical text with two holes, `head … created_at … middle … seq … tail`;
+the database fills the holes and hashes. No float ever enters a payload, because the canonical
+text of a float is not the same in every language.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+RESERVED = frozenset({"agent_id", "created_at", "event_type", "seq"})
+
+
+class EventType(StrEnum):
+    AGENT_REGISTERED = "agent.registered"
+    INFERENCE_ROUTED = "inference.routed"
+    REJECTED_FLOOR = "inference.rejected_floor"
+    REJECTED_CAP_VIOLATION = "inference.rejected_cap_violation"
+    REJECTED_INSUFFICIENT_FUNDS = "inference.rejected_insufficient_funds"
+    PROVIDER_FALLBACK = "provider.fallback"
+    PROVIDER_FAILED = "provider.failed"
+    PROVIDER_RESPONDED = "provider.responded"
+    RECEIPT_CREATED = "receipt.created"
+    WALLET_TOPPED_UP = "wallet.topped_up"
+    SPEND_POLICY_CHANGED = "spend_policy.changed"
+    KEY_REVOKED = "key.revoked"
+
+
+def canonical_json(value: Any) -> str:
+    """The one text of a JSON value that is hashed. Raises `ValueError` where it has none.
+
+    Floats have no portable text, and lone surrogates no UTF-8 form. Keys must be strings.
+    """
+    _refuse_unhashable(value)
+    text = _ENCODER.encode(value)
+    text.encode("utf-8")
+    return text
+
+
+def _refuse_unhashable(value: Any) -> None:
+    match value:
+        case None | bool() | int() | str():
+            return
+        case Mapping():
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    raise ValueError(f"audit payload: key {key!r} is not a string")
+                _refuse_unhashable(item)
+        case list() | tuple():
+            for item in value:
+                _refuse_unhashable(item)
+        case _:
+            raise ValueError(f"audit payload: {type(value).__name__} is not allowed, got {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class AuditDraft:
+    """An event whose `created_at` and `seq` are still to be filled in by the database."""
+
+    event_type: str
+    head: str
+    middle: str
+    tail: str
+
+    def wire(self) -> list[str]:
+        """The form that the SQL functions take: `[type, head, middle, tail]`."""
+        return [self.event_type, self.head, self.middle, self.tail]
+
+
+def draft(event_type: str, agent_id: str, data: Mapping[str, Any]) -> AuditDraft:
+    """The event as a draft. `data` may use any key but the four that every payload has."""
+    if taken := RESERVED & data.keys():
+        raise ValueError(f"audit payload: {sorted(taken)} belong to the chain, not to the data")
+    fields = {"agent_id": agent_id, "event_type": str(event_type), **data}
+    before = {key: value for key, value in fields.items() if key < "created_at"}
+    between = {key: value for key, value in fields.items() if "created_at" < key < "seq"}
+    after = {key: value for key, value in fields.items() if key > "seq"}
+    return AuditDraft(
+        event_type=str(event_type),
+        head=canonical_json(before)[:-1] + ',"created_at":"',
+        middle='",' + canonical_json(between)[1:-1] + ',"seq":',
+        tail="," + canonical_json(after)[1:] if after else "}",
+    )
+
+
+def seal(event: AuditDraft, created_at: str, seq: int) -> str:
+    """The payload's canonical text, as the database builds it. `created_at` is ISO 8601 UTC."""
+    return f"{event.head}{created_at}{event.middle}{seq}{event.tail}"
+
+
+def event_hash(previous_hash: str | None, payload_text: str) -> str:
+    return hashlib.sha256(((previous_hash or "") + payload_text).encode("utf-8")).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """One stored event; `payload` is the canonical text that was hashed."""
+
+    agent_id: str
+    seq: int
+    event_type: str
+    payload: str
+    previous_hash: str | None
+    event_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    event_count: int
+    valid: bool
+    failure_seq: int | None = None
+    failure_reason: str | None = None
+
+
+def verify_chain(events: Iterable[AuditEvent]) -> Verification:
+    """Check a whole chain, oldest event first; names the first event at fault and why."""
+    previous: str | None = None
+    count = 0
+    for event in events:
+        if reason := _fault(event, count + 1, previous):
+            return Verification(count, False, event.seq, reason)
+        previous = event.event_hash
+        count += 1
+    return Verification(count, True)
+
+
+def _fault(event: AuditEvent, expected_seq: int, previous: str | None) -> str | None:
+    if event.seq != expected_seq:
+        return f"sequence gap: expected seq {expected_seq}, found {event.seq}"
+    if event.previous_hash != previous:
+        return "previous_hash does not match the event before"
+    if event.event_hash != event_hash(previous, event.payload):
+        return "event_hash does not match the payload"
+    return _payload_fault(event)
+
+
+def _payload_fault(event: AuditEvent) -> str | None:
+    """The hash covers the payload alone, so the row must not say anything else than it."""
+    try:
+        payload = json.loads(event.payload)
+    except ValueError:
+        return "payload is not JSON"
+    said = {"agent_id": event.agent_id, "event_type": event.event_type, "seq": event.seq}
+    if not isinstance(payload, dict):
+        return "payload is not an object"
+    for name, value in said.items():
+        if payload.get(name) != value:
+            return f"{name} differs between the row and its payload"
+    return None
