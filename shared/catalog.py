@@ -181,7 +181,7 @@ async def catalog_snapshot(db: Database, catalog_hash: str) -> list[dict[str, An
     return models or []
 
 
-def _from_row(row: Mapping[str, Any]) -> Candidate:
+def _from_row(row: Mapping[Any, Any]) -> Candidate:
     created = row["vendor_created_at"]
     return Candidate.from_json({**row, "created": created.date() if created else "1970-01-01"})
 
@@ -195,9 +195,9 @@ def model_listing(catalog: Catalog, active_providers: frozenset[str], shape: Sha
     entries += [_model_entry(c, active_providers) for c in catalog.candidates]
     match shape:
         case "bare":
-            return [_bare(e) for e in entries]
+            return [_listed(e) for e in entries]
         case "openai":
-            return {"object": "list", "data": [_openai(e) for e in entries]}
+            return {"object": "list", "data": [_listed(e) for e in entries]}
         case "anthropic":
             data = [_anthropic(e) for e in entries]
             first, last = data[0]["id"], data[-1]["id"]
@@ -252,17 +252,14 @@ def routable_status(candidate: Candidate, active_providers: frozenset[str]) -> s
     return "routable" if candidate.verdict == "PASS" else "opt_in"
 
 
-def _bare(entry: dict[str, Any]) -> dict[str, Any]:
+def _listed(entry: dict[str, Any]) -> dict[str, Any]:
     return {**entry, "object": "model", "created": _epoch(entry["created"])}
-
-
-_openai = _bare
 
 
 def _anthropic(entry: dict[str, Any]) -> dict[str, Any]:
     """The vendor's `type` is always `model`, so a router shows by its id and provider."""
     created_at = f"{entry['created']}T00:00:00Z"
-    return {**_bare(entry), "type": "model", "created_at": created_at}
+    return {**_listed(entry), "type": "model", "created_at": created_at}
 
 
 def _epoch(day: str) -> int:

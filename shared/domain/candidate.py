@@ -94,7 +94,7 @@ class Candidate:
             price_cache_write=_decimal(data.get("price_cache_write")),
             q_prior=_decimal(data.get("q_prior")),
             verdict=data.get("verdict"),
-            capabilities=frozenset(data.get("capabilities") or ()),
+            capabilities=frozenset(str(c) for c in data.get("capabilities") or ()),
             expected_latency_ms=data.get("expected_latency_ms"),
             aa_index_source=data.get("aa_index_source"),
         )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from shared.domain.candidate import Candidate, Catalog, canonical_json, decimal_text
 from shared.domain.inference import ROUTING_TARGET, Capability, Failure
@@ -73,8 +73,7 @@ RULESET: Mapping[str, Any] = {
 RULESET_HASH = hashlib.sha256(canonical_json(RULESET).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True, slots=True)
-class CandidateOutcome:
+class CandidateOutcome(NamedTuple):
     """One candidate's fate. `projected` is nano-USD, None without a price; `rank` counts from 1."""
 
     candidate: Candidate
