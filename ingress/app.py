@@ -18,8 +18,8 @@ from ingress.inference import failure_response
 from ingress.middleware import RequestContext
 from ingress.relay import Relay
 from shared.catalog import open_catalog
-from shared.control import KEY_REVOKED, ControlListener
 from shared.config import VERSION, Settings
+from shared.control import KEY_REVOKED, ControlListener
 from shared.db import Database
 from shared.domain.inference import Dialect
 from shared.errors import AinferaError, InternalError, InvalidBody, NotFound
@@ -91,7 +91,9 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
 async def handle_error(request: Request, error: Exception) -> Response:
     """Any error as the response of the dialect the path speaks."""
     dialect = DIALECT_OF_PATH.get(request.url.path, Dialect.NATIVE)
-    return failure_response(as_ainfera_error(error).failure(), dialect, None, request.app.state.deps)
+    return failure_response(
+        as_ainfera_error(error).failure(), dialect, None, request.app.state.deps
+    )
 
 
 def as_ainfera_error(error: Exception) -> AinferaError:

@@ -153,9 +153,7 @@ def events(call: Call, plan: Plan, ending: Ending, charge: Decimal) -> list[Audi
     return [*found, draft(EventType.RECEIPT_CREATED, agent_id, receipt)]
 
 
-def outcome_row(
-    call: Call, plan: Plan, ending: Ending, charge: Decimal
-) -> dict[str, Any] | None:
+def outcome_row(call: Call, plan: Plan, ending: Ending, charge: Decimal) -> dict[str, Any] | None:
     """The capture of a routed call; a pinned one has none."""
     decision = plan.decision
     if decision is None:
