@@ -4,7 +4,7 @@ Source: https://docs.anthropic.com/en/docs/build-with-claude/streaming
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -62,7 +62,8 @@ class RenderState:
 def render_event(event: StreamEvent, state: RenderState) -> list[Frame]:
     """The frames that tell one event to an Anthropic client; blocks open and close by need."""
     match event:
-        case Started(usage=usage):
+        case Started(usage=usage, ignored=ignored):
+            state.call = replace(state.call, ignored=ignored or state.call.ignored)
             return _message_start(state, usage)
         case TextDelta(text=text):
             return [*_opened(state, "text"), _delta(state, "text_delta", "text", text)]

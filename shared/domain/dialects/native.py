@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -50,7 +50,8 @@ class RenderState:
 def render_event(event: StreamEvent, state: RenderState) -> list[Frame]:
     """The frames that tell one event to a native client."""
     match event:
-        case Started():
+        case Started(ignored=ignored):
+            state.call = replace(state.call, ignored=ignored or state.call.ignored)
             told = {
                 "inference_id": state.call.inference_id,
                 "model_used": state.call.model,

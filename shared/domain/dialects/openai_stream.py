@@ -4,7 +4,7 @@ Source: https://platform.openai.com/docs/api-reference/chat-streaming
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -47,7 +47,8 @@ class RenderState:
 def render_event(event: StreamEvent, state: RenderState) -> list[Frame]:
     """The frames that tell one event to an OpenAI client."""
     match event:
-        case Started():
+        case Started(ignored=ignored):
+            state.call = replace(state.call, ignored=ignored or state.call.ignored)
             return _opening(state)
         case TextDelta(text=text):
             return _chunks(state, {"content": text})

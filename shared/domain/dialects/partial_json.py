@@ -1,57 +1,79 @@
 """JSON that was cut off, as a model's tool arguments are when it runs out of tokens."""
 
 import json
+import re
 from typing import Any
 
 _CLOSING = {"{": "}", "[": "]"}
+# what may follow the last complete value of a prefix: a comma, a key, the start of a value
+_VALUE_START = r'(?:"(?:[^"\\]|\\.)*\\?|-|-?[0-9][0-9.eE+-]*|tr?u?|fa?l?s?|nu?l?)'
+_CUT_TAIL = re.compile(
+    rf"""\s*,?\s*(?:"(?:[^"\\]|\\.)*"\s*(?::\s*{_VALUE_START}?)?|{_VALUE_START})?""", re.DOTALL
+)
 
 
 def parse_partial(text: str) -> Any:
     """The value of a JSON text, or of what is complete of it when it is only a prefix.
 
-    A string, number or word that the end cuts is left out, and so is a key without its value.
+    A string or word that the end cuts is left out, and so is a key without its value.
     Raises ValueError where the text is no prefix of JSON at all.
     """
     try:
         return json.loads(text)
     except ValueError:
-        return json.loads(_completed(text))
+        end, brackets, all_brackets = _last_complete(text)
+    try:
+        return json.loads(text + _closers(all_brackets))
+    except ValueError:
+        if not _CUT_TAIL.fullmatch(text, end):
+            raise
+        return json.loads(text[:end] + _closers(brackets))
 
 
-def _completed(text: str) -> str:
-    """The text up to the last point where a value was complete, with all brackets closed."""
-    open_brackets: list[str] = []
-    best = ""
-    in_string = escaped = expecting_key = False
-    is_key = False
-    for at, char in enumerate(text):
-        if in_string:
-            if escaped:
-                escaped = False
-            elif char == "\\":
-                escaped = True
-            elif char == '"':
-                in_string = False
-                if not is_key:
-                    best = text[: at + 1] + _closers(open_brackets)
-            continue
+def _last_complete(text: str) -> tuple[int, str, str]:
+    """`(where the last complete value ends, brackets open there, brackets open at the end)`."""
+    brackets, found = "", (0, "")
+    at = 0
+    while at < len(text):
+        char = text[at]
         if char == '"':
-            in_string, is_key = True, expecting_key
+            closing = _string_end(text, at)
+            if closing < 0:
+                break
+            if not _is_key(text, at, brackets):
+                found = (closing + 1, brackets)
+            at = closing
         elif char in _CLOSING:
-            open_brackets.append(char)
-            expecting_key = char == "{"
-            best = text[: at + 1] + _closers(open_brackets)
+            brackets += char
+            found = (at + 1, brackets)
         elif char in "}]":
-            if open_brackets:
-                open_brackets.pop()
-            best = text[: at + 1] + _closers(open_brackets)
+            brackets = brackets[:-1]
+            found = (at + 1, brackets)
         elif char == ",":
-            best = text[:at] + _closers(open_brackets)
-            expecting_key = bool(open_brackets) and open_brackets[-1] == "{"
-        elif char == ":":
-            expecting_key = False
-    return best
+            found = (at, brackets)
+        at += 1
+    return (*found, brackets)
 
 
-def _closers(open_brackets: list[str]) -> str:
-    return "".join(_CLOSING[bracket] for bracket in reversed(open_brackets))
+def _string_end(text: str, start: int) -> int:
+    """Where the quote is that ends the string begun at `start`, or -1."""
+    at = start + 1
+    while at < len(text):
+        if text[at] == "\\":
+            at += 1
+        elif text[at] == '"':
+            return at
+        at += 1
+    return -1
+
+
+def _is_key(text: str, start: int, brackets: str) -> bool:
+    """Whether the string begun at `start` is a key: in an object, and not after a colon."""
+    before = start - 1
+    while before >= 0 and text[before].isspace():
+        before -= 1
+    return brackets.endswith("{") and text[before : before + 1] != ":"
+
+
+def _closers(brackets: str) -> str:
+    return "".join(_CLOSING[bracket] for bracket in reversed(brackets))
