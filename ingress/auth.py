@@ -16,6 +16,7 @@ from uuid import UUID
 
 from fastapi import Request
 from sqlalchemy import Double, Select, Uuid, and_, cast, func, or_, select
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from ingress.deps import Deps, get_deps, session
@@ -260,6 +261,22 @@ async def current_caller(request: Request) -> Caller:
     if api_key is None:
         refuse_key()
     return await deps.keyring.find(api_key, None)
+
+
+async def own_agent(
+    s: AsyncSession, agent_id: str, caller: Caller, *, lock: bool = False
+) -> AgentRow:
+    """The caller's agent of this id. Raises `NotFound`, whatever the reason."""
+    wanted = caller.may_see(parse_id(agent_id))
+    query = select(AgentRow).where(
+        col(AgentRow.id) == wanted, col(AgentRow.tenant_id) == caller.tenant
+    )
+    if lock:
+        query = query.with_for_update()
+    agent = (await s.scalars(query)).one_or_none()
+    if agent is None:
+        not_found()
+    return agent
 
 
 def is_internal(request: Request) -> bool:

@@ -1,8 +1,8 @@
 """What a request handler may use: one frozen object on the application's state."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fastapi import Request
@@ -12,7 +12,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from ingress.relay import Relay
-from shared.config import Settings
+from shared.config import ProviderConfig, Settings, provider_configs
 from shared.db import TRANSIENT, Database
 from shared.domain.candidate import Catalog
 from shared.errors import Overloaded
@@ -31,6 +31,7 @@ class Deps:
     catalog: Catalog
     relay: Relay
     queue: InferenceQueue
+    providers: Mapping[str, ProviderConfig] = field(default_factory=provider_configs)
 
 
 def get_deps(request: Request) -> Deps:

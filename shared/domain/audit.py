@@ -125,10 +125,14 @@ class Verification:
     failure_reason: str | None = None
 
 
-def verify_chain(events: Iterable[AuditEvent]) -> Verification:
-    """Check a whole chain, oldest event first; names the first event at fault and why."""
-    previous: str | None = None
-    count = 0
+def verify_chain(events: Iterable[AuditEvent], after: AuditEvent | None = None) -> Verification:
+    """Check a chain, oldest event first; names the first event at fault and why.
+
+    `after` is the last event of a part that was checked before, so that a long chain can be
+    checked page by page; `event_count` counts from the chain's beginning.
+    """
+    previous = after.event_hash if after else None
+    count = after.seq if after else 0
     for event in events:
         if reason := _fault(event, count + 1, previous):
             return Verification(count, False, event.seq, reason)

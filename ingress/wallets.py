@@ -1,0 +1,163 @@
+"""Wallets: what an agent has, what moved, and putting money in where that is allowed."""
+
+from decimal import Decimal
+from typing import Annotated, Any
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+from fastapi import APIRouter, Depends, Header, Query, Request
+from pydantic import BaseModel, Field
+from sqlalchemy import RowMapping, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col
+
+from ingress.agents import append_audit
+from ingress.auth import Caller, current_caller, is_internal, not_found, own_agent, parse_id
+from ingress.deps import get_deps, session
+from ingress.wire import moment, usd
+from shared.domain.audit import EventType, draft
+from shared.domain.ledger import TOPUPS_ACCOUNT, TransferKind, TransferOutcome
+from shared.errors import Forbidden, IdempotencyConflict
+from shared.ids import mint_id
+from shared.models import AccountRow, AgentRow, LedgerEntryRow
+
+router = APIRouter()
+
+MOST_ENTRIES = 500
+LARGEST_TOPUP = 100_000
+TOPUP_PATH = "/v1/wallets/topup"
+
+
+class Topup(BaseModel):
+    agent_id: str
+    amount_usd: Annotated[Decimal, Field(gt=0, le=LARGEST_TOPUP, decimal_places=9)]
+
+
+async def topup_caller(request: Request) -> Caller | None:
+    """Who puts money in: None is the operator.
+
+    Raises `InvalidApiKey` without either key, `Forbidden` where self top-up is off.
+    """
+    if is_internal(request):
+        return None
+    caller = await current_caller(request)
+    if not get_deps(request).settings.self_topup:
+        raise Forbidden("Self top-up is off here; money comes in through a payment rail.")
+    return caller
+
+
+@router.post(TOPUP_PATH)
+async def topup(
+    body: Topup,
+    request: Request,
+    caller: Annotated[Caller | None, Depends(topup_caller)],
+    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+) -> dict[str, Any]:
+    """Move money into a wallet; once per `Idempotency-Key`, if there is one."""
+    async with session(get_deps(request).db) as s:
+        agent = await _payee(s, body.agent_id, caller)
+        transfer_id = _transfer_id(agent.tenant_id, idempotency_key)
+        moved = await _transfer(s, transfer_id, await _wallet(s, agent.id), body.amount_usd)
+        if moved["result"] == TransferOutcome.EXISTS_WITH_DIFFERENT_AMOUNT:
+            raise IdempotencyConflict("This Idempotency-Key was used for another top-up.")
+        if moved["result"] == TransferOutcome.CREATED:
+            data = {
+                "amount_usd": usd(body.amount_usd),
+                "balance_usd": usd(moved["balance"]),
+                "kind": TransferKind.TOPUP.value,
+                "transfer_id": str(transfer_id),
+            }
+            event = draft(EventType.WALLET_TOPPED_UP, str(agent.id), data)
+            await append_audit(s, agent, [event])
+        await s.commit()
+    return {"agent_id": str(agent.id), "new_balance_usd": usd(moved["balance"])}
+
+
+async def _payee(s: AsyncSession, agent_id: str, caller: Caller | None) -> AgentRow:
+    if caller is not None:
+        return await own_agent(s, agent_id, caller)
+    agent = await s.get(AgentRow, parse_id(agent_id))
+    if agent is None:
+        not_found()
+    return agent
+
+
+def _transfer_id(tenant_id: UUID, idempotency_key: str | None) -> UUID:
+    """The same key of the same tenant names the same transfer, which can only happen once."""
+    if idempotency_key is None:
+        return mint_id()
+    return uuid5(NAMESPACE_URL, f"{tenant_id} {TOPUP_PATH} {idempotency_key}")
+
+
+async def _transfer(
+    s: AsyncSession, transfer_id: UUID, wallet: AccountRow, amount: Decimal
+) -> RowMapping:
+    moved = await s.execute(
+        text("SELECT * FROM transfer_funds(:id, :debit, :credit, :amount, :kind, :memo)"),
+        {
+            "id": transfer_id,
+            "debit": TOPUPS_ACCOUNT,
+            "credit": wallet.id,
+            "amount": amount,
+            "kind": TransferKind.TOPUP.value,
+            "memo": "top-up",
+        },
+    )
+    return moved.mappings().one()
+
+
+async def _wallet(s: AsyncSession, agent_id: UUID) -> AccountRow:
+    query = select(AccountRow).where(col(AccountRow.agent_id) == agent_id)
+    return (await s.scalars(query)).one()
+
+
+@router.get("/v1/wallets/{agent_id}")
+async def read_wallet(
+    agent_id: str, request: Request, caller: Annotated[Caller, Depends(current_caller)]
+) -> dict[str, Any]:
+    """What the agent has, what running calls hold of it, and what is free."""
+    async with session(get_deps(request).db) as s:
+        agent = await own_agent(s, agent_id, caller)
+        wallet = await _wallet(s, agent.id)
+    return {
+        "agent_id": str(agent.id),
+        "balance_usd": usd(wallet.balance),
+        "available_usd": usd(wallet.balance - wallet.held),
+        "held_usd": usd(wallet.held),
+    }
+
+
+@router.get("/v1/ledger/{agent_id}")
+async def read_ledger(
+    agent_id: str,
+    request: Request,
+    caller: Annotated[Caller, Depends(current_caller)],
+    limit: Annotated[int, Query(ge=1)] = 100,
+) -> dict[str, Any]:
+    """The wallet's entries, newest first, at most 500; money that left is negative."""
+    async with session(get_deps(request).db) as s:
+        agent = await own_agent(s, agent_id, caller)
+        wallet = await _wallet(s, agent.id)
+        entries = await s.scalars(
+            select(LedgerEntryRow)
+            .where(col(LedgerEntryRow.account_id) == wallet.id)
+            .order_by(col(LedgerEntryRow.created_at).desc(), col(LedgerEntryRow.transfer_id).desc())
+            .limit(min(limit, MOST_ENTRIES))
+        )
+        return {
+            "agent_id": str(agent.id),
+            "balance_usd": usd(wallet.balance),
+            "entries": [_entry(entry, agent.id) for entry in entries],
+        }
+
+
+def _entry(entry: LedgerEntryRow, agent_id: UUID) -> dict[str, Any]:
+    return {
+        "id": str(entry.transfer_id),
+        "agent_id": str(agent_id),
+        "amount_usd": usd(entry.amount),
+        "balance_after_usd": None if entry.balance_after is None else usd(entry.balance_after),
+        "kind": entry.kind,
+        "memo": entry.memo,
+        "inference_id": None if entry.inference_id is None else str(entry.inference_id),
+        "created_at": moment(entry.created_at),
+    }

@@ -1,0 +1,32 @@
+"""How money and moments are written in our own JSON, and what a client may write in text."""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+# Postgres has no text with a zero character in it.
+Text = Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00]*$")]
+Handle = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+PerCallCap = Annotated[Decimal, Field(ge=Decimal("0.001"), le=100, decimal_places=9)]
+DailyCap = Annotated[Decimal, Field(ge=Decimal("0.01"), le=10_000, decimal_places=9)]
+
+_FEWEST_PLACES = 2
+
+
+def usd(amount: Decimal) -> str:
+    """US dollars as plain digits, two to nine places: `5.00`, `0.000123`."""
+    whole, _, fraction = f"{amount:.9f}".partition(".")
+    fraction = fraction.rstrip("0").ljust(_FEWEST_PLACES, "0")
+    return f"{whole}.{fraction}"
+
+
+def cap(amount: Decimal | None) -> str | None:
+    """A cap in US dollars; None is no cap."""
+    return None if amount is None else usd(amount)
+
+
+def moment(at: datetime) -> str:
+    """ISO 8601 in UTC, to the microsecond, with a Z."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
