@@ -76,7 +76,7 @@ class Reply:
             self._put(RecordKind.DATA, number_frames(record.body, record.seq))
         elif record.kind is RecordKind.DONE:
             self.ended = True
-            self._put(RecordKind.DONE, record.body)
+            self._put(RecordKind.DONE, number_frames(record.body, record.seq))
         else:
             self.ended = True
             self._put(RecordKind.FAIL, record.body)

@@ -72,7 +72,7 @@ class Answer:
             self._held = frames
         elif self._stream:
             held, self._held = self._held, []
-            self._send_data(encode_frames(held + frames))
+            self._send_data(*(encode_frames(part) for part in (held, frames) if part))
         else:
             held, self._held = self._held, []
             self._folding.extend(held + frames)
@@ -100,10 +100,13 @@ class Answer:
         """Tell that the call broke: an HTTP status if nothing was sent yet, else an event."""
         self._publish([self._record(RecordKind.FAIL, pack_failure(failure))], urgent=True)
 
-    def _send_data(self, frames: bytes) -> None:
+    def _send_data(self, *parts: bytes) -> None:
+        if not parts:
+            return
         first = not self.opened
-        records = [*self._opening(), self._record(RecordKind.DATA, frames)]
-        self._publish(records, urgent=first)
+        opening = self._opening()
+        data = [self._record(RecordKind.DATA, part) for part in parts]
+        self._publish([*opening, *data], urgent=first)
 
     def _opening(self) -> list[Record]:
         if self.opened:

@@ -45,7 +45,7 @@ async def test_an_answer_comes_whole_and_its_frames_bear_the_seq_to_resume_after
     assert reply.opened == b"{}"
     assert await drain(reply) == [
         (RecordKind.DATA, b"data: a\nid: 1\n\ndata: b\nid: 2\n\n"),
-        (RecordKind.DONE, b"data: c\n\n"),
+        (RecordKind.DONE, b"data: c\nid: 3\n\n"),
     ]
 
 

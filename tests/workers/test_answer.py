@@ -73,14 +73,16 @@ def test_a_streamed_answer_opens_with_its_first_word(dialect: Dialect) -> None:
     answer.tell(Started("up-1"))
     assert told.records == []
     answer.tell(TextDelta("Hel"))
-    assert told.kinds == [RecordKind.OPEN, RecordKind.DATA]
+    assert set(told.kinds[1:]) == {RecordKind.DATA}
     assert orjson.loads(told.records[0].body)["model"] == "model-x"
+    assert told.kinds[0] is RecordKind.OPEN
     answer.tell(TextDelta("lo"))
     answer.finish(DONE)
-    assert told.kinds[2:] == [RecordKind.DATA, RecordKind.DONE]
-    assert [record.seq for record in told.records] == [0, 1, 2, 3]
+    assert told.kinds[-2:] == [RecordKind.DATA, RecordKind.DONE]
+    assert [record.seq for record in told.records] == list(range(len(told.records)))
     assert told.urgent == [True, False, True]
-    assert b"Hel" in told.records[1].body
+    words = b"".join(record.body for record in told.records)
+    assert words.index(b"Hel") < words.index(b'"lo"')
 
 
 @pytest.mark.parametrize("dialect", list(Dialect))
@@ -113,7 +115,7 @@ def test_what_a_first_provider_began_is_forgotten_by_the_next() -> None:
     answer.begin(CallInfo("i", "r", "a", "url", "model-y", "other", 1))
     answer.tell(Started("second"))
     answer.tell(TextDelta("x"))
-    frames = list(decode_frames(told.records[1].body))
+    frames = list(decode_frames(b"".join(record.body for record in told.records[1:])))
     assert [name for name, _ in frames].count("message_start") == 1
     assert frames[0][1]["message"]["model"] == "model-y"
 
