@@ -45,10 +45,10 @@ def columns(decision: Decision) -> dict[str, Any]:
         "decision_rule": decision.rule.value,
         "policy_version": decision.policy_version,
         "ruleset_hash": decision.ruleset_hash,
-        "min_quality": str(decision.min_quality),
+        "min_quality": f"{decision.min_quality:f}",
         "chosen_model_slug": chosen.slug if chosen else None,
         "provider": chosen.provider if chosen else None,
-        "cost_projected": None if projected is None else str(projected),
+        "cost_projected": None if projected is None else f"{projected:f}",
         "fallback_chain": [c.slug for c in decision.fallbacks],
         "decision": compact(decision),
     }

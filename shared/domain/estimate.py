@@ -1,10 +1,14 @@
 """How many input tokens a request holds, counted before any provider has seen it.
 
-One dialect-neutral count, the same on every machine, that needs no tokenizer. Rule: four
-ASCII characters are a token; two bytes of anything else are a token (so an accented letter
-counts one, an ideograph one and a half, an emoji two: more than most tokenizers make of
-them); an image has one fixed cost; each message, tool and request has a small overhead for
-the words that vendors' templates put around it.
+One dialect-neutral count, the same on every machine, that needs no tokenizer. Rule: two
+digits are a token; four other ASCII characters are one; two bytes of anything else are one (so
+an accented letter counts one, an ideograph one and a half, an emoji two); an image has one
+fixed cost; each message, tool and request has a small overhead for the words that vendors'
+templates put around it.
+
+Compared with the public tokenizers cl100k, o200k, an older Anthropic one and DeepSeek's, the
+count is 1.0 to 1.3 times theirs for English prose and tool schemas, 0.8 to 1.1 for programs,
+1.0 to 3.9 for other scripts. The hold's margin (`pricing.HOLD_MARGIN_DIVISOR`) covers the rest.
 """
 
 import json
@@ -36,11 +40,13 @@ def estimate_input_tokens(request: InferenceRequest) -> int:
 
 
 def _text(text: str) -> int:
+    """Tokens in a text, rounded up."""
+    digits = sum(map(text.count, "0123456789"))
     if text.isascii():
-        return (len(text) + 3) // 4
+        return (len(text) + digits + 3) // 4
     ascii_chars = len(text.encode("ascii", "ignore"))
     other_bytes = len(text.encode("utf-8", "surrogatepass")) - ascii_chars
-    return (ascii_chars + 3) // 4 + (other_bytes + 1) // 2
+    return (ascii_chars + digits + 2 * other_bytes + 3) // 4
 
 
 def _json(value: Any) -> int:

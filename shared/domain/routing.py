@@ -166,7 +166,7 @@ def decide(
         fallbacks=tuple(o.candidate for o in ranked[1:]),
         outcomes=(*ranked, *dropped),
         rule=rule,
-        min_quality=floor,
+        min_quality=floor.normalize(),
         floor_source=source,
         cell=f"{features.task_type}:{chosen.slug if chosen else 'none'}:{band}",
         projected_cost=ranked[0].projected_cost if ranked else None,

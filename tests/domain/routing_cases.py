@@ -1,0 +1,127 @@
+"""Catalogues and requests for the tests of the rule: the anchors, and any that could be."""
+
+from hypothesis import strategies as st
+
+from shared.domain.candidate import Candidate, Catalog
+from shared.domain.routing import Decision, decide
+from shared.domain.routing_policy import PREFERENCES, TIERS, CallerPolicy, RequestFeatures
+from shared.domain.task_type import TASK_TYPES
+
+PROVIDERS = ("anthropic", "openai", "google", "mistral", "xai")
+ALL_ACTIVE = frozenset(PROVIDERS)
+CAPABILITIES = ("tools", "vision", "thinking")
+FLAT = CallerPolicy()
+
+
+def model(
+    slug: str, price_in: str | None, price_out: str | None, q: str | None, **other: object
+) -> Candidate:
+    """A candidate that passes unless it is told otherwise."""
+    fields: dict[str, object] = {
+        "slug": slug,
+        "brand": "openai",
+        "provider": "openai",
+        "provider_model_id": f"{slug}-id",
+        "display_name": slug,
+        "created": "2026-01-01",
+        "context_window": 100_000,
+        "max_output_tokens": 10_000,
+        "price_in": price_in,
+        "price_out": price_out,
+        "q_prior": q,
+        "verdict": "PASS",
+        "capabilities": CAPABILITIES,
+    }
+    return Candidate.from_json(fields | other)
+
+
+ANCHORS = Catalog.of(
+    [
+        model("mistral-large-3", "2.00", "6.00", "0.74", brand="mistral", provider="mistral"),
+        model("gemini-3-1-pro", "1.25", "10.00", "0.87", brand="google", provider="google"),
+        model("grok-4", "5.00", "15.00", "0.86", brand="xai", provider="xai"),
+        model("gpt-5-5", "5.00", "15.00", "0.90"),
+        model("claude-opus-4-7", "15.00", "75.00", "0.95", brand="anthropic", provider="anthropic"),
+    ]
+)
+
+
+def asked(input_tokens: int = 1000, output_tokens: int = 1000, **other: object) -> RequestFeatures:
+    """A request of a general kind: by default a thousand tokens in and a thousand out."""
+    fields: dict[str, object] = {
+        "task_type": "general",
+        "input_tokens": input_tokens,
+        "reserved_output_tokens": output_tokens,
+    }
+    return RequestFeatures(**(fields | other))  # type: ignore[arg-type]
+
+
+def decided(
+    features: RequestFeatures,
+    catalog: Catalog = ANCHORS,
+    policy: CallerPolicy = FLAT,
+    active: frozenset[str] = ALL_ACTIVE,
+    preference_live: bool = False,
+) -> Decision:
+    return decide(features, catalog, policy, active, preference_live, "seed")
+
+
+qualities = st.decimals("0", "1", places=2)
+prices = st.decimals("0.01", "100", places=3)
+
+candidates = st.builds(
+    lambda slug, brand, price_in, price_out, q, verdict, window, limit, capabilities, latency: (
+        Candidate.from_json(
+            {
+                "slug": slug,
+                "brand": brand,
+                "provider": brand,
+                "provider_model_id": f"{slug}-id",
+                "display_name": slug,
+                "created": "2026-01-01",
+                "context_window": window,
+                "max_output_tokens": limit,
+                "price_in": price_in,
+                "price_out": price_out,
+                "q_prior": q,
+                "verdict": verdict,
+                "capabilities": capabilities,
+                "expected_latency_ms": latency,
+            }
+        )
+    ),
+    slug=st.integers(0, 99).map("m{:02d}".format),
+    brand=st.sampled_from(PROVIDERS),
+    price_in=prices | st.none(),
+    price_out=prices,
+    q=qualities | st.none(),
+    verdict=st.sampled_from(["PASS", "PASS", "PASS", "CONDITIONAL", "VETO", None]),
+    window=st.integers(1_000, 100_000),
+    limit=st.integers(100, 10_000),
+    capabilities=st.sets(st.sampled_from(CAPABILITIES)),
+    latency=st.none() | st.integers(10, 10_000),
+)
+catalogs = st.lists(candidates, max_size=8, unique_by=lambda c: c.slug).map(Catalog.of)
+names = st.just(frozenset()) | st.frozensets(
+    st.sampled_from(["m01", "m02-id", "openai", "google"]), max_size=2
+)
+requests = st.builds(
+    RequestFeatures,
+    task_type=st.sampled_from(TASK_TYPES),
+    input_tokens=st.integers(1, 20_000),
+    reserved_output_tokens=st.integers(1, 20_000),
+    capabilities=st.frozensets(st.sampled_from(CAPABILITIES), max_size=1),
+    min_quality=st.none() | qualities,
+    routing_preference=st.sampled_from(PREFERENCES),
+    budget_cap_usd=st.none() | st.decimals("0", "1", places=4),
+    latency_cap_ms=st.none() | st.integers(1, 10_000),
+    allow=names,
+    deny=names,
+)
+policies = st.builds(
+    CallerPolicy,
+    agent_min_quality=st.none() | qualities,
+    tenant_min_quality=st.none() | st.sampled_from(list(TIERS.values())),
+    version=st.sampled_from(["flat-1", "task-floors-1"]),
+)
+active_sets = st.just(ALL_ACTIVE) | st.frozensets(st.sampled_from(PROVIDERS))
