@@ -1,0 +1,118 @@
+"""A provider that speaks a wire: what both families have in common.
+
+build the body -> open the stream -> cut it into frames -> forward or translate them
+"""
+
+import logging
+from collections.abc import AsyncGenerator, Callable
+
+import httpx
+import orjson
+
+from shared.domain.dialects import WIRES
+from shared.domain.inference import Dialect, Failed, Failure, InvalidRequest, StreamEvent
+from workers.providers.faults import ProviderFault, provider_error, unreachable
+from workers.providers.framing import Framer, FrameTooLong
+from workers.providers.http import EVENT_STREAM, NETWORK_ERRORS, USER_AGENT, Link, Upstream
+from workers.providers.provider import ProviderCall
+from workers.providers.reading import Forms, Forwarding, MalformedFrame, Reading, Translating
+from workers.providers.watch import OutOfTime, Silent, Watch
+
+log = logging.getLogger(__name__)
+
+COMMON_HEADERS = {
+    "accept": EVENT_STREAM,
+    "accept-encoding": "identity",
+    "content-type": "application/json",
+    "user-agent": USER_AGENT,
+}
+
+
+class WireProvider:
+    """One provider of a wire family. `headers` gives those of a call, its own key included."""
+
+    simulated = False
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        forms: Forms,
+        url: str,
+        headers: Callable[[ProviderCall], dict[str, str]],
+        link: Link,
+    ) -> None:
+        self.dialect = dialect
+        self._wire = WIRES[dialect]
+        self._forms = forms
+        self._url = httpx.URL(url)
+        self._headers = headers
+        self._link = link
+
+    async def stream(self, call: ProviderCall) -> AsyncGenerator[StreamEvent, None]:
+        """See `Provider.stream`."""
+        try:
+            body, ignored = self._wire.build_request(
+                call.request, call.model, call.max_output_tokens
+            )
+        except InvalidRequest as error:
+            yield Failed(Failure("invalid_request", 400, str(error), {"param": error.param}))
+            return
+        request = httpx.Request(
+            "POST",
+            self._url,
+            headers=COMMON_HEADERS | self._headers(call),
+            content=orjson.dumps(body, default=str),
+        )
+        reading = self._reading(call, ignored)
+        watch = self._link.watch(call.deadline_s)
+        try:
+            upstream = await self._link.open(request, watch)
+        except ProviderFault as fault:
+            watch.close()
+            yield Failed(fault.failure)
+            return
+        framer = Framer()
+        try:
+            while not reading.over:
+                for event in await self._next(upstream, framer, reading, watch):
+                    yield event
+        finally:
+            watch.close()
+            if reading.complete:
+                self._link.retire(upstream)
+            else:
+                await upstream.aclose()
+
+    def _reading(self, call: ProviderCall, ignored: tuple[str, ...]) -> Reading:
+        if call.forward:
+            include_usage = call.request.include_usage
+            return Forwarding(self._wire, self._link.provider, ignored, self._forms, include_usage)
+        return Translating(self._wire, self._link.provider, ignored)
+
+    async def _next(
+        self, upstream: Upstream, framer: Framer, reading: Reading, watch: Watch
+    ) -> list[StreamEvent]:
+        """The events of one read; a fault is the last of them."""
+        events: list[StreamEvent] = []
+        try:
+            chunk = await upstream.read()
+            if not chunk:
+                events.extend(reading.close())
+                return events
+            frames = framer.feed(chunk)
+            if frames:
+                watch.progress()
+            for event in reading.take(frames):
+                events.append(event)
+        except (*NETWORK_ERRORS, OutOfTime, Silent) as error:
+            events.extend(reading.broke(unreachable(self._link.provider, error).failure))
+        except (MalformedFrame, FrameTooLong) as error:
+            log.warning(
+                "provider_malformed",
+                extra={"provider": self._link.provider, "error": type(error).__name__},
+            )
+            failure = provider_error(
+                self._link.provider, f"{self._link.provider} sent a malformed stream."
+            )
+            events.extend(reading.broke(failure))
+        return events
