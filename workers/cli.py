@@ -1,0 +1,137 @@
+"""The `fleet` command: everything an operator or a developer does by hand."""
+
+import asyncio
+import json
+import os
+import sys
+from enum import StrEnum
+from typing import Annotated, NoReturn
+
+import httpx
+import typer
+
+import migrations
+from shared.catalog import seed_catalog
+from shared.config import Settings
+from workers.development import new_secrets, say, up
+
+main = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="The Ainfera fleet.\n\n"
+    "To try it: `fleet up` (or `make up`) brings everything up on this machine and says how to"
+    " call it.\n\n"
+    "To run it elsewhere: `fleet secrets` once, `fleet migrate` and `fleet seed` at each release,"
+    " then the processes of the Procfile. What can be set is read from the environment; README.md"
+    " lists it.",
+)
+
+
+@main.command("up")
+def up_command() -> None:
+    """Run a whole fleet here: servers, schema, catalogue, processes, a development agent.
+
+    State is kept in FLEET_HOME (default .fleet), so that the next start finds it again.
+    DATABASE_URL and REDIS_URL, where set, are used instead of servers of its own.
+    Ctrl-C or SIGTERM stops all of it, in order; a second one stops it at once.
+
+    Example: PORT=8081 INFERENCE_WORKERS=2 fleet up
+    """
+    raise typer.Exit(up())
+
+
+class Worker(StrEnum):
+    INFERENCE = "inference"
+    BOOKS = "books"
+
+
+@main.command()
+def work(kind: Annotated[Worker, typer.Argument(help="Which worker to run.")]) -> None:
+    """Run one worker in the foreground, as the Procfile does.
+
+    Example: fleet work inference
+    """
+    os.execv(sys.executable, [sys.executable, "-m", "workers", kind])
+
+
+@main.command()
+def migrate(
+    revision: Annotated[str, typer.Argument(help="Where to.")] = "head",
+    down: Annotated[bool, typer.Option("--down", help="Go back to REVISION instead.")] = False,
+) -> None:
+    """Bring the database's schema to a revision, the newest by default.
+
+    Uses MIGRATION_DATABASE_URL (a role that owns the schema), else DATABASE_URL.
+
+    Example: MIGRATION_DATABASE_URL=postgresql://owner@db/ainfera fleet migrate
+    """
+    change = migrations.downgrade if down else migrations.upgrade
+    change(owner_url(), revision)
+    say(f"The schema is at {revision}.")
+
+
+@main.command()
+def seed() -> None:
+    """Write the reviewed catalogue of models into the database; safe to repeat.
+
+    Uses MIGRATION_DATABASE_URL, else DATABASE_URL.
+    """
+    catalog = asyncio.run(seed_catalog(owner_url()))
+    say(f"The catalogue has {len(catalog.candidates)} models.")
+
+
+@main.command()
+def secrets() -> None:
+    """Print fresh keys to put into the environment of every process.
+
+    The master key seals what is stored encrypted: lose it, and that is lost.
+
+    Example: fleet secrets > secrets.env
+    """
+    for name, value in new_secrets().items():
+        say(f"{name}={value}")
+
+
+@main.command()
+def signup(
+    handle: Annotated[str, typer.Argument(help="The agent's handle.")],
+    owner: Annotated[str | None, typer.Option(help="The owner's handle.")] = None,
+    url: Annotated[
+        str, typer.Option(envvar="AINFERA_BASE_URL", help="Where the fleet is.")
+    ] = "http://127.0.0.1:8080",
+    internal_key: Annotated[
+        str, typer.Option(envvar="AINFERA_INTERNAL_KEY", help="Where signup is not open.")
+    ] = "",
+) -> None:
+    """Sign an agent up and print the answer; its API key is shown this once.
+
+    Example: fleet signup my-agent --owner me
+    """
+    body = {"agent_handle": handle} | ({"owner_handle": owner} if owner else {})
+    headers = {"X-Ainfera-Internal-Key": internal_key} if internal_key else {}
+    try:
+        answer = httpx.post(f"{url.rstrip('/')}/v1/agents/signup", json=body, headers=headers)
+    except httpx.TransportError as error:
+        fail(f"No fleet answers at {url}: {error}")
+    if answer.is_error:
+        fail(f"Signup was refused: {answer.status_code} {answer.text}")
+    say(json.dumps(answer.json(), indent=2))
+
+
+def owner_url() -> str:
+    """The database as the role that owns its schema; exits with an explanation if none is set."""
+    settings = Settings()
+    url = settings.migration_database_url or settings.database_url
+    if not url:
+        fail("Set MIGRATION_DATABASE_URL or DATABASE_URL. (`fleet up` sees to its own database.)")
+    return url
+
+
+def fail(message: str) -> NoReturn:
+    sys.stderr.write(f"{message}\n")
+    raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

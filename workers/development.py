@@ -1,0 +1,339 @@
+"""`fleet up`: a whole fleet on one machine, from nothing to a curl line to paste.
+
+In order: a look at the port, the servers, the schema, the catalogue, the processes, a first
+agent. The end goes the other way round: the ingress first, so that nothing new comes in, then
+the workers, which finish what they have, then the servers. What is kept between two starts
+stands in FLEET_HOME: the servers' data, `secrets.env` (the keys that the data is sealed with)
+and `dev.env` (the address and the key of the development agent).
+"""
+
+import asyncio
+import base64
+import ipaddress
+import json
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import httpx
+import psutil
+
+import migrations
+from shared.catalog import seed_catalog
+from shared.config import VERSION, Settings, provider_configs, simulating
+from shared.embedded import Servers, embedded_servers
+from shared.processes import ServerError
+from workers.procfile import (
+    Running,
+    Stopped,
+    StopSignals,
+    first_exit,
+    read_procfile,
+    start_processes,
+    stop_processes,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+STOP_ORDER = ("web", "inference", "books")
+
+_READY_TIMEOUT_S = 60.0
+_POLL_S = 0.1
+_TOPUP_USD = "100.00"
+
+
+class UpError(RuntimeError):
+    """A start that failed; the message says what to do about it."""
+
+
+def up() -> int:
+    """Run the fleet until a signal or a failure; returns the exit code. Blocks."""
+    say(f"Ainfera {VERSION}")
+    try:
+        with StopSignals() as signals:
+            return _up(signals)
+    except (UpError, ServerError) as error:
+        sys.stderr.write(f"\n{error}\n")
+        return 1
+    except Stopped:
+        say("Stopped.")
+        return 0
+
+
+def _up(signals: StopSignals) -> int:
+    settings = Settings()
+    home = settings.fleet_home.resolve()
+    refuse_taken_port(settings.host, settings.port)
+    step("servers", "starting Postgres and Valkey" if _embeds(settings) else "yours")
+    with embedded_servers(
+        home, postgres=not settings.database_url, valkey=not settings.redis_url
+    ) as servers:
+        owner_url = settings.migration_database_url or settings.database_url or servers.owner_url
+        step("schema", "migrating to the newest revision")
+        migrations.upgrade(owner_url)
+        catalog = asyncio.run(seed_catalog(owner_url))
+        step("catalogue", f"{len(catalog.candidates)} models")
+        environment = process_environment(settings, home, servers)
+        code = asyncio.run(_run(settings, environment, home, servers, signals))
+        step("servers", "stopping")
+    say("Stopped.")
+    return code
+
+
+def _embeds(settings: Settings) -> bool:
+    return not (settings.database_url and settings.redis_url)
+
+
+# -- before anything runs ---------------------------------------------------------------------
+
+
+def refuse_taken_port(host: str, port: int) -> None:
+    """Raises UpError, with who holds the port where the system tells, before anything is slow."""
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise UpError(
+            f"Cannot listen on {host}:{port}: {error.strerror}{_holder(port)}.\n"
+            f"Stop what listens there, or choose another port: PORT={port + 1} make up"
+        ) from None
+
+
+def _holder(port: int) -> str:
+    """Who listens on the port; systems that tell only root leave the sentence as it is."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.laddr and connection.laddr[1] == port and connection.pid:
+                return f" (process {connection.pid}, {psutil.Process(connection.pid).name()})"
+    except psutil.Error:
+        return ""
+    return ""
+
+
+def process_environment(settings: Settings, home: Path, servers: Servers) -> dict[str, str]:
+    """What the processes are given: ours, the servers' addresses, the keys, open doors on loopback.
+
+    The owner's address of the database is not among it: no process needs to own the schema.
+    """
+    environment = {**os.environ, **_kept_secrets(home / "secrets.env", os.environ)}
+    environment.pop("MIGRATION_DATABASE_URL", None)
+    environment |= {
+        "DATABASE_URL": settings.database_url or servers.app_url,
+        "REDIS_URL": settings.redis_url or servers.redis_url,
+        "FLEET_HOME": str(home),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if _loopback(settings.host):
+        environment.setdefault("SIGNUP_MODE", "open")
+        environment.setdefault("SELF_TOPUP", "1")
+    return environment
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _kept_secrets(path: Path, given: Mapping[str, str]) -> dict[str, str]:
+    """The keys of this home, made once. Those that the environment gives are used and not kept."""
+    kept = read_env(path)
+    made = new_secrets()
+    missing = {name: key for name, key in made.items() if name not in kept | dict(given)}
+    if missing:
+        kept |= missing
+        write_env(path, kept)
+    return {name: given.get(name) or kept[name] for name in made}
+
+
+def new_secrets() -> dict[str, str]:
+    """A master key (32 bytes, base64) and an internal key, under their environment names."""
+    return {
+        "AINFERA_MASTER_KEY": base64.b64encode(secrets.token_bytes(32)).decode(),
+        "AINFERA_INTERNAL_KEY": secrets.token_urlsafe(32),
+    }
+
+
+def read_env(path: Path) -> dict[str, str]:
+    """The `NAME=value` lines of a file; an absent file has none."""
+    if not path.exists():
+        return {}
+    pairs = (line.partition("=") for line in path.read_text().splitlines() if "=" in line)
+    return {name: value for name, _, value in pairs}
+
+
+def write_env(path: Path, values: Mapping[str, str]) -> None:
+    """Written whole or not at all, and never readable for others."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.unlink(missing_ok=True)
+    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        out.writelines(f"{name}={value}\n" for name, value in values.items())
+    unfinished.replace(path)
+
+
+# -- while it runs ----------------------------------------------------------------------------
+
+
+async def _run(
+    settings: Settings,
+    environment: Mapping[str, str],
+    home: Path,
+    servers: Servers,
+    signals: StopSignals,
+) -> int:
+    """Start the processes, greet, wait for whatever ends it, stop them; returns the exit code."""
+    asked = signals.listen()
+    counts = {"inference": settings.inference_workers}
+    step("processes", f"web, {settings.inference_workers} inference, books")
+    running = await start_processes(read_procfile(ROOT / "Procfile"), counts, environment, ROOT)
+    ends = {
+        asyncio.create_task(asked.wait()): "asked",
+        asyncio.create_task(_greet(settings, environment, home)): "greeting",
+        asyncio.create_task(_first_end(running, servers)): "ended",
+    }
+    try:
+        done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            if task.exception() is None and ends[task] == "asked":
+                return 0
+            raise UpError(str(task.exception() or task.result()))
+        return 0
+    finally:
+        for task in ends:
+            task.cancel()
+        step("processes", "stopping: ingress, workers, books (again to stop at once)")
+        stopping = asyncio.create_task(
+            stop_processes(running, STOP_ORDER, settings.drain_grace_s + 5)
+        )
+        signals.on_next(stopping.cancel)
+        await asyncio.wait([stopping])
+
+
+async def _first_end(running: list[Running], servers: Servers) -> str:
+    """Wait until something ends by itself; says what."""
+    exit_task = asyncio.create_task(first_exit(running))
+    while not exit_task.done():
+        for server in servers.running.values():
+            if not server.running:
+                exit_task.cancel()
+                return (
+                    f"{server.name} ended with code {server.process.returncode}; "
+                    f"its log is {server.log}."
+                )
+        await asyncio.wait([exit_task], timeout=5 * _POLL_S)
+    ended = exit_task.result()
+    return f"{ended.name} ended with code {ended.process.returncode}; its last lines are above."
+
+
+async def _greet(settings: Settings, environment: Mapping[str, str], home: Path) -> None:
+    """Wait until the ingress is ready, see to the development agent, say how to call; then idle."""
+    host = settings.host if settings.host not in ("0.0.0.0", "::") else "127.0.0.1"
+    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as client:
+        await _ready(client)
+        key = await _agent_key(client, environment, home / "dev.env")
+    for line in greeting(settings, url, key, home):
+        say(line)
+    await asyncio.Event().wait()
+
+
+async def _ready(client: httpx.AsyncClient) -> None:
+    deadline = time.monotonic() + _READY_TIMEOUT_S
+    said = "no answer"
+    while time.monotonic() < deadline:
+        try:
+            answer = await client.get("/ready")
+        except httpx.TransportError:
+            await asyncio.sleep(_POLL_S)
+            continue
+        if answer.status_code == 200:
+            return
+        said = answer.text
+        await asyncio.sleep(_POLL_S)
+    raise UpError(f"The ingress was not ready within {_READY_TIMEOUT_S:.0f} s: {said}")
+
+
+async def _agent_key(
+    client: httpx.AsyncClient, environment: Mapping[str, str], path: Path
+) -> str | None:
+    """The last start's key if it still opens, else a new agent's; None if signup is refused."""
+    kept = read_env(path)
+    if kept.get("AINFERA_API_KEY") and await _opens(client, kept):
+        write_env(path, {**kept, "AINFERA_BASE_URL": str(client.base_url)})
+        return kept["AINFERA_API_KEY"]
+    handle = f"development-{secrets.token_hex(3)}"
+    answer = await client.post(
+        "/v1/agents/signup",
+        json={"agent_handle": handle, "owner_handle": "developer"},
+        headers={"X-Ainfera-Internal-Key": environment["AINFERA_INTERNAL_KEY"]},
+    )
+    if answer.status_code >= 400:
+        say(f"No development agent: signup answered {answer.status_code} {answer.text}")
+        return None
+    agent: dict[str, str] = answer.json()
+    values = {
+        "AINFERA_BASE_URL": str(client.base_url),
+        "AINFERA_API_KEY": agent["api_key"],
+        "AINFERA_AGENT_ID": agent["agent_id"],
+    }
+    write_env(path, values)
+    await client.post(
+        "/v1/wallets/topup",
+        json={"agent_id": agent["agent_id"], "amount_usd": _TOPUP_USD},
+        headers=_bearer(values),
+    )
+    return values["AINFERA_API_KEY"]
+
+
+async def _opens(client: httpx.AsyncClient, kept: Mapping[str, str]) -> bool:
+    wallet = f"/v1/wallets/{kept.get('AINFERA_AGENT_ID')}"
+    return (await client.get(wallet, headers=_bearer(kept))).status_code == 200
+
+
+def _bearer(values: Mapping[str, str]) -> dict[str, str]:
+    return {"Authorization": f"Bearer {values['AINFERA_API_KEY']}"}
+
+
+# -- what is said -----------------------------------------------------------------------------
+
+
+def greeting(settings: Settings, url: str, key: str | None, home: Path) -> list[str]:
+    """The last lines of a start: address, key, and a call to paste."""
+    lines = ["", f"Ready at {url}", ""]
+    if _loopback(settings.host):
+        lines += ["  For development, on this machine only: anyone who reaches it may sign up and"]
+        lines += ["  top up. On another HOST, SIGNUP_MODE is `internal` and top-up is off."]
+    if simulating(settings, provider_configs()):
+        lines += [
+            "  No provider key is set (ANTHROPIC_API_KEY, OPENAI_API_KEY, …): every answer is"
+        ]
+        lines += ["  simulated, and says so."]
+    if key is None:
+        return [*lines, ""]
+    body = {
+        "model": "ainfera-inference",
+        "stream": True,
+        "messages": [{"role": "user", "content": "Say hello in five words."}],
+    }
+    return [
+        *lines,
+        "",
+        f"  key   {key}",
+        f"        (also in {home / 'dev.env'}, as AINFERA_API_KEY)",
+        "",
+        f"curl -N {url}/v1/chat/completions -H 'Authorization: Bearer {key}' \\",
+        f"  -H 'Content-Type: application/json' -d '{json.dumps(body)}'",
+        "",
+    ]
+
+
+def step(name: str, what: str) -> None:
+    say(f"  {name:<10} {what}")
+
+
+def say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201 - this command talks to a person
