@@ -32,7 +32,7 @@ from shared.ids import mint_id
 from shared.log import current_trace
 from shared.metrics import ROUTER_ALIAS_HITS, TIME_TO_FIRST_EVENT
 from shared.queue import Envelope
-from shared.stream import RecordKind, encode_frames, unpack_failure
+from shared.stream import RecordKind, encode_frames, number_frames, unpack_failure
 
 log = logging.getLogger(__name__)
 router = APIRouter()
@@ -240,13 +240,13 @@ async def _stream(reply: Reply, envelope: Envelope, deps: Deps) -> AsyncIterator
             if chunk is None:
                 if asyncio.get_running_loop().time() - opened_at > patience:
                     overdue = DeadlineExceeded("The answer was not finished in time.")
-                    yield failure_frames(overdue.failure(), envelope, deps)
+                    yield failure_frames(overdue.failure(), reply, envelope, deps)
                     return
                 yield PINGS[envelope.dialect]
                 continue
             kind, body = chunk
             if kind is RecordKind.FAIL:
-                yield failure_frames(unpack_failure(body), envelope, deps)
+                yield failure_frames(unpack_failure(body), reply, envelope, deps)
                 return
             yield body
             if kind is RecordKind.DONE:
@@ -282,7 +282,7 @@ def answer_headers(
     return headers
 
 
-def failure_frames(failure: Failure, envelope: Envelope, deps: Deps) -> bytes:
+def failure_frames(failure: Failure, reply: Reply, envelope: Envelope, deps: Deps) -> bytes:
     """A failure inside a stream that has begun, in the stream's dialect."""
     dialect = DIALECTS[envelope.dialect]
     agent_id = envelope.caller["agent_id"]
@@ -295,7 +295,8 @@ def failure_frames(failure: Failure, envelope: Envelope, deps: Deps) -> bytes:
         provider="",
         created=int(envelope.accepted_at),
     )
-    return encode_frames(dialect.render_event(Failed(failure), dialect.RenderState(call)))
+    frames = dialect.render_event(Failed(failure), dialect.RenderState(call))
+    return number_frames(encode_frames(frames), reply.next_seq)
 
 
 def failure_response(

@@ -49,6 +49,11 @@ class Reply:
         self._waiter: asyncio.Future[None] | None = None
         self.last_heard = 0.0
 
+    @property
+    def next_seq(self) -> int:
+        """The `seq` that the next record of this answer would bear."""
+        return self._expected
+
     def feed(self, record: Record, now: float) -> None:
         """Take one record, whatever order and however often it comes."""
         if self.ended or record.attempt < self._attempt:
