@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import text
 
 from shared.db import Database, connect
-from shared.domain.candidate import Candidate, Catalog, Verdict
+from shared.domain.candidate import Candidate, Catalog, Verdict, price_text
 from shared.domain.inference import ROUTING_TARGET, Capability
 
 CATALOG_PATH = Path(__file__).with_name("catalog.toml")
@@ -216,8 +216,8 @@ def _model_entry(candidate: Candidate, active_providers: frozenset[str]) -> dict
         "context_window": candidate.context_window,
         "max_output_tokens": candidate.max_output_tokens,
         "capabilities": sorted(candidate.capabilities),
-        "input_cost_per_million_usd": _price(candidate.price_in),
-        "output_cost_per_million_usd": _price(candidate.price_out),
+        "input_cost_per_million_usd": price_text(candidate.price_in),
+        "output_cost_per_million_usd": price_text(candidate.price_out),
         "routable_status": routable_status(candidate, active_providers),
     }
 
@@ -265,16 +265,6 @@ def _anthropic(entry: dict[str, Any]) -> dict[str, Any]:
 def _epoch(day: str) -> int:
     midnight = datetime.datetime.fromisoformat(day).replace(tzinfo=datetime.UTC)
     return int(midnight.timestamp())
-
-
-def _price(price: Decimal | None) -> str | None:
-    """Plain digits with at least two places."""
-    if price is None:
-        return None
-    plain = price.normalize()
-    exponent = plain.as_tuple().exponent
-    places = -exponent if isinstance(exponent, int) else 0
-    return f"{plain:.{max(places, 2)}f}"
 
 
 def provider_listing(

@@ -131,6 +131,15 @@ def decimal_text(value: Decimal | None) -> str | None:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def price_text(value: Decimal | None) -> str | None:
+    """Plain digits with at least two places, as prices are shown: `5` is `5.00`."""
+    text = decimal_text(value)
+    if text is None:
+        return None
+    whole, _, places = text.partition(".")
+    return f"{whole}.{places:0<2}"
+
+
 def canonical_json(value: Any) -> str:
     """Sorted keys, no spaces, UTF-8 not escaped."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from shared.domain.candidate import Candidate
+from shared.domain.candidate import Candidate, price_text
 from shared.domain.inference import ROUTING_TARGET
 from shared.domain.pricing import nano_text
 from shared.domain.routing import Decision
@@ -102,8 +102,8 @@ def _candidate(
         "model_slug": model.slug,
         "brand_slug": model.brand,
         "q_prior": _number(model.q_prior),
-        "price_in_per_mtok_usd": _money(model.price_in),
-        "price_out_per_mtok_usd": _money(model.price_out),
+        "price_in_per_mtok_usd": price_text(model.price_in),
+        "price_out_per_mtok_usd": price_text(model.price_out),
         "m_allowed": m_allowed,
         "projected_cost_usd": None if projected is None else nano_text(projected),
         "drop_reason": drop_reason,

@@ -1,5 +1,7 @@
 """Catalogues and requests for the tests of the rule: the anchors, and any that could be."""
 
+from typing import TypeVar
+
 from hypothesis import strategies as st
 
 from shared.domain.candidate import Candidate, Catalog
@@ -11,6 +13,8 @@ PROVIDERS = ("anthropic", "openai", "google", "mistral", "xai")
 ALL_ACTIVE = frozenset(PROVIDERS)
 CAPABILITIES = ("tools", "vision", "thinking")
 FLAT = CallerPolicy()
+
+T = TypeVar("T")
 
 
 def model(
@@ -66,6 +70,11 @@ def decided(
     return decide(features, catalog, policy, active, preference_live, "seed")
 
 
+def mostly(usual: st.SearchStrategy[T], rare: st.SearchStrategy[T]) -> st.SearchStrategy[T]:
+    """The rare one about every seventh time."""
+    return st.integers(0, 6).flatmap(lambda roll: rare if roll == 3 else usual)
+
+
 qualities = st.decimals("0", "1", places=2)
 prices = st.decimals("0.01", "100", places=3)
 
@@ -92,29 +101,29 @@ candidates = st.builds(
     ),
     slug=st.integers(0, 99).map("m{:02d}".format),
     brand=st.sampled_from(PROVIDERS),
-    price_in=prices | st.none(),
+    price_in=mostly(prices, st.none()),
     price_out=prices,
-    q=qualities | st.none(),
-    verdict=st.sampled_from(["PASS", "PASS", "PASS", "CONDITIONAL", "VETO", None]),
-    window=st.integers(1_000, 100_000),
+    q=mostly(qualities, st.none()),
+    verdict=st.sampled_from(["PASS", "PASS", "PASS", "PASS", "PASS", "CONDITIONAL", "VETO", None]),
+    window=st.integers(8_000, 100_000),
     limit=st.integers(100, 10_000),
-    capabilities=st.sets(st.sampled_from(CAPABILITIES)),
+    capabilities=mostly(st.just(set(CAPABILITIES)), st.sets(st.sampled_from(CAPABILITIES))),
     latency=st.none() | st.integers(10, 10_000),
 )
-catalogs = st.lists(candidates, max_size=8, unique_by=lambda c: c.slug).map(Catalog.of)
+catalogs = st.lists(candidates, min_size=2, max_size=8, unique_by=lambda c: c.slug).map(Catalog.of)
 names = st.just(frozenset()) | st.frozensets(
     st.sampled_from(["m01", "m02-id", "openai", "google"]), max_size=2
 )
 requests = st.builds(
     RequestFeatures,
     task_type=st.sampled_from(TASK_TYPES),
-    input_tokens=st.integers(1, 20_000),
-    reserved_output_tokens=st.integers(1, 20_000),
+    input_tokens=st.integers(1, 5_000),
+    reserved_output_tokens=st.integers(1, 5_000),
     capabilities=st.frozensets(st.sampled_from(CAPABILITIES), max_size=1),
     min_quality=st.none() | qualities,
     routing_preference=st.sampled_from(PREFERENCES),
-    budget_cap_usd=st.none() | st.decimals("0", "1", places=4),
-    latency_cap_ms=st.none() | st.integers(1, 10_000),
+    budget_cap_usd=mostly(st.none(), st.decimals("0", "1", places=4)),
+    latency_cap_ms=mostly(st.none(), st.integers(1, 10_000)),
     allow=names,
     deny=names,
 )
@@ -124,4 +133,6 @@ policies = st.builds(
     tenant_min_quality=st.none() | st.sampled_from(list(TIERS.values())),
     version=st.sampled_from(["flat-1", "task-floors-1"]),
 )
-active_sets = st.just(ALL_ACTIVE) | st.frozensets(st.sampled_from(PROVIDERS))
+active_sets: st.SearchStrategy[frozenset[str]] = mostly(
+    st.just(ALL_ACTIVE), st.frozensets(st.sampled_from(PROVIDERS))
+)

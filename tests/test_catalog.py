@@ -1,0 +1,253 @@
+"""The catalogue: its file, its table, and what clients are told of it."""
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from shared.catalog import (
+    CATALOG_PATH,
+    CatalogError,
+    catalog_snapshot,
+    load_catalog,
+    model_listing,
+    open_catalog,
+    provider_listing,
+    provider_names,
+    routable_status,
+    seed_catalog,
+)
+from shared.config import PROVIDER_SETTINGS, Settings
+from shared.db import Database, driver_dsn
+from shared.domain.candidate import Candidate, Catalog
+from shared.domain.capture import columns, receipt
+from shared.domain.routing import decide
+from shared.domain.routing_policy import CallerPolicy, RequestFeatures
+
+CATALOG = load_catalog()
+SPOKEN = frozenset(PROVIDER_SETTINGS)
+LOCK = "routing_backend_v1_lock"
+ANCHORS = {
+    "mistral-large-3": ("2.00", "6.00", "0.74"),
+    "gemini-3-1-pro": ("1.25", "10.00", "0.87"),
+    "grok-4": ("5.00", "15.00", "0.86"),
+    "gpt-5-5": ("5.00", "15.00", "0.90"),
+    "claude-opus-4-7": ("15.00", "75.00", "0.95"),
+}
+
+
+class TestFile:
+    def test_the_five_anchors_are_exact_and_alone_in_bearing_the_tag(self) -> None:
+        tagged = {c.slug: c for c in CATALOG.candidates if c.aa_index_source == LOCK}
+        assert tagged.keys() == ANCHORS.keys()
+        for slug, (price_in, price_out, q_prior) in ANCHORS.items():
+            found = tagged[slug]
+            assert found.price_in == Decimal(price_in)
+            assert found.price_out == Decimal(price_out)
+            assert found.q_prior == Decimal(q_prior)
+            assert found.verdict == "PASS"
+
+    def test_it_is_broad_enough(self) -> None:
+        assert len(CATALOG.candidates) >= 12
+        assert len({c.brand for c in CATALOG.candidates}) >= 6
+        for name in (
+            "claude-opus-4-7",
+            "claude-sonnet-4-6",
+            "claude-haiku-4-5",
+            "claude-haiku-4-5-20251001",
+            "gpt-5.5",
+            "gpt-5-5",
+            "gpt-5.5-pro",
+            "mistral-medium-3",
+        ):
+            assert CATALOG.find(name) is not None, name
+
+    def test_only_the_responses_tier_has_a_wire_nobody_speaks(self) -> None:
+        unspoken = [c.slug for c in CATALOG.candidates if c.provider not in SPOKEN]
+        assert unspoken == ["gpt-5-5-pro"]
+
+    def test_cached_input_is_never_dearer_than_what_a_hold_covers(self) -> None:
+        for c in CATALOG.candidates:
+            assert c.price_in is not None, c.slug
+            assert (c.price_cache_read or 0) <= c.price_in, c.slug
+            assert (c.price_cache_write or 0) <= c.price_in * Decimal("1.25"), c.slug
+
+    def test_its_hash_names_its_content_not_its_order(self) -> None:
+        shuffled = Catalog.of(reversed(CATALOG.candidates))
+        assert shuffled.hash == CATALOG.hash
+        assert Catalog.of(CATALOG.candidates[1:]).hash != CATALOG.hash
+        assert Catalog.of(Candidate.from_json(c) for c in CATALOG.to_json()) == CATALOG
+
+
+class TestFaults:
+    """Each fault is told with the file, the line of its model, the model and the field."""
+
+    @pytest.mark.parametrize(
+        ("right", "wrong", "says"),
+        [
+            ("q_prior = 0.95", "q_prior = 1.5", "model claude-opus-4-7: q_prior:"),
+            ("price_in = 15.00", "price_in = -1", "model claude-opus-4-7: price_in:"),
+            ("price_in = 15.00\n", "", "model claude-opus-4-7: price_in and price_out"),
+            ('slug = "grok-4"\n', "", "model (without slug): slug:"),
+            ('slug = "grok-4"', 'slug = "gpt-5-5"', "the name gpt-5-5 is taken"),
+            ('slug = "grok-4"', 'slug = "ainfera-inference"', "the name ainfera-inference"),
+            ('slug = "grok-4"\nbrand = "xai"', 'slug = "grok-4"\nbrand = "x"', "brand: x is not"),
+            ("context_window = 256_000", "context_windows = 256_000", "model grok-4: context"),
+            ('["tools"]', '["magic"]', "model deepseek-flash: capabilities.0:"),
+            ('verdict = "CONDITIONAL"', 'verdict = "MAYBE"', "brands.deepseek.verdict:"),
+            ('slug = "grok-4"', "slug = ", "line "),
+        ],
+    )
+    def test_told(self, tmp_path: Path, right: str, wrong: str, says: str) -> None:
+        source = CATALOG_PATH.read_text(encoding="utf-8")
+        assert right in source
+        broken = tmp_path / "catalog.toml"
+        broken.write_text(source.replace(right, wrong, 1), encoding="utf-8")
+        with pytest.raises(CatalogError) as fault:
+            load_catalog(broken)
+        assert str(fault.value).startswith("catalog.toml")
+        assert says in str(fault.value)
+
+    def test_the_line_is_that_of_the_model(self, tmp_path: Path) -> None:
+        broken = tmp_path / "catalog.toml"
+        source = CATALOG_PATH.read_text(encoding="utf-8").replace("q_prior = 0.86", "q_prior = 9")
+        broken.write_text(source, encoding="utf-8")
+        with pytest.raises(CatalogError) as fault:
+            load_catalog(broken)
+        line = int(str(fault.value).split(":")[1])
+        assert source.splitlines()[line - 1] == "[[models]]"
+        assert source.splitlines()[line] == 'slug = "grok-4"'
+
+
+class TestTable:
+    async def test_seeded_as_owner_and_read_as_application(
+        self, owner_url: str, settings: Settings
+    ) -> None:
+        assert await seed_catalog(owner_url) == CATALOG
+        assert await seed_catalog(owner_url) == CATALOG
+        db = Database(settings)
+        try:
+            assert await open_catalog(db) == CATALOG
+            assert await catalog_snapshot(db, CATALOG.hash) == CATALOG.to_json()
+            assert await catalog_snapshot(db, "unknown") == []
+        finally:
+            await db.aclose()
+
+    async def test_the_file_wins_but_for_what_is_the_operators(
+        self, owner_url: str, settings: Settings
+    ) -> None:
+        await seed_catalog(owner_url)
+        await _as_owner(
+            owner_url,
+            "UPDATE models SET price_in = 99, aa_index_source = 'x' WHERE slug = 'gpt-5-5'",
+            "UPDATE models SET active = false WHERE slug = 'grok-4'",
+        )
+        await seed_catalog(owner_url)
+        db = Database(settings)
+        try:
+            found = await open_catalog(db)
+        finally:
+            await db.aclose()
+            await _as_owner(owner_url, "UPDATE models SET active = true")
+        assert "grok-4" not in found.names
+        assert found.names["gpt-5-5"] == CATALOG.names["gpt-5-5"]
+
+    async def test_what_an_operator_changed_has_a_snapshot_for_its_receipts(
+        self, owner_url: str, settings: Settings
+    ) -> None:
+        await seed_catalog(owner_url)
+        await _as_owner(owner_url, "UPDATE models SET price_in = 9.5 WHERE slug = 'grok-4'")
+        db = Database(settings)
+        try:
+            changed = await open_catalog(db)
+            assert changed.hash != CATALOG.hash
+            asked = RequestFeatures("general", 1000, 1000)
+            decision = decide(asked, changed, CallerPolicy(), SPOKEN, False, "s")
+            snapshot = await catalog_snapshot(db, decision.catalog.hash)
+        finally:
+            await db.aclose()
+        unknown = dict.fromkeys(("cost_actual", "observed_latency_ms", "ttft_ms"))
+        fate = {"inference_id": "i", "outcome_status": "succeeded"}
+        made = receipt({**columns(decision), **unknown, **fate}, snapshot)
+        [grok] = [c for c in made["candidates"] if c["model_slug"] == "grok-4"]
+        assert grok["price_in_per_mtok_usd"] == "9.50"
+        assert grok["projected_cost_usd"] == "0.024500000"
+
+
+class TestListing:
+    def test_bare(self) -> None:
+        listed = model_listing(CATALOG, SPOKEN, "bare")
+        by_id = {entry["id"]: entry for entry in listed}
+        assert len(by_id) == len(CATALOG.candidates) + 1
+        router, gpt = by_id["ainfera-inference"], by_id["gpt-5.5"]
+        assert (router["type"], router["provider"]) == ("router", "ainfera")
+        assert gpt == {
+            "id": "gpt-5.5",
+            "object": "model",
+            "slug": "gpt-5-5",
+            "display_name": "GPT-5.5",
+            "created": 1776902400,
+            "owned_by": "openai",
+            "provider": "openai",
+            "type": "model",
+            "context_window": 1_000_000,
+            "max_output_tokens": 128_000,
+            "capabilities": ["documents", "json_schema", "thinking", "tools", "vision"],
+            "input_cost_per_million_usd": "5.00",
+            "output_cost_per_million_usd": "15.00",
+            "routable_status": "routable",
+        }
+        assert by_id["gpt-5-mini"]["input_cost_per_million_usd"] == "0.25"
+        assert not any(alias in str(listed) for alias in ("mithril", "ainfera-auto"))
+
+    def test_openai(self) -> None:
+        page = model_listing(CATALOG, SPOKEN, "openai")
+        assert page["object"] == "list"
+        assert page["data"] == model_listing(CATALOG, SPOKEN, "bare")
+
+    def test_anthropic(self) -> None:
+        page = model_listing(CATALOG, SPOKEN, "anthropic")
+        ids = [entry["id"] for entry in page["data"]]
+        assert (page["first_id"], page["last_id"]) == (ids[0], ids[-1])
+        assert page["has_more"] is False
+        assert {"ainfera-inference", "claude-opus-4-7", "claude-sonnet-4-6"} <= set(ids)
+        for entry in page["data"]:
+            assert entry["type"] == "model"
+            assert entry["display_name"]
+            assert entry["created_at"].endswith("T00:00:00Z")
+
+    @pytest.mark.parametrize(
+        ("slug", "active", "status"),
+        [
+            ("gpt-5-5", SPOKEN, "routable"),
+            ("gpt-5-5", frozenset(), "inactive"),
+            ("gpt-5-5-pro", SPOKEN, "inactive"),
+            ("gpt-5-5-pro", frozenset({"openai-responses"}), "pinned_only"),
+            ("deepseek-flash", SPOKEN, "opt_in"),
+        ],
+    )
+    def test_routable_status(self, slug: str, active: frozenset[str], status: str) -> None:
+        assert routable_status(CATALOG.names[slug], active) == status
+
+    def test_providers(self) -> None:
+        listed = provider_listing(CATALOG, frozenset({"openai"}), provider_names())
+        by_slug: dict[str, Any] = {entry["slug"]: entry for entry in listed}
+        assert by_slug["openai"] == {
+            "slug": "openai",
+            "name": "OpenAI",
+            "active": True,
+            "models": ["gpt-5.5", "gpt-5-mini"],
+        }
+        assert by_slug["anthropic"]["active"] is False
+        assert by_slug["openai-responses"]["models"] == ["gpt-5.5-pro"]
+
+
+async def _as_owner(url: str, *statements: str) -> None:
+    connection = await asyncpg.connect(driver_dsn(url))
+    try:
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
