@@ -111,9 +111,9 @@ candidates = st.builds(
     latency=st.none() | st.integers(10, 10_000),
 )
 catalogs = st.lists(candidates, min_size=2, max_size=8, unique_by=lambda c: c.slug).map(Catalog.of)
-names = st.just(frozenset()) | st.frozensets(
-    st.sampled_from(["m01", "m02-id", "openai", "google"]), max_size=2
-)
+listed = st.sampled_from(["m01", "m02-id", "openai", "google"])
+nobody: frozenset[str] = frozenset()
+names = mostly(st.just(nobody), st.frozensets(listed, max_size=2))
 requests = st.builds(
     RequestFeatures,
     task_type=st.sampled_from(TASK_TYPES),

@@ -61,7 +61,7 @@ CANDIDATE_FIELDS = {
 
 def stored(decision: Decision, **fate: Any) -> dict[str, Any]:
     """A row of `routing_outcomes` as the database gives it back."""
-    row = json.loads(json.dumps(columns(decision)))
+    row: dict[str, Any] = json.loads(json.dumps(columns(decision)))
     for money in ("min_quality", "cost_projected"):
         row[money] = None if row[money] is None else Decimal(row[money])
     unknown = dict.fromkeys(("cost_actual", "observed_latency_ms", "ttft_ms"))
