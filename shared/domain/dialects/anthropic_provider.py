@@ -9,6 +9,7 @@ from typing import Any
 
 from shared.domain.dialects.fields import fault
 from shared.domain.dialects.leftovers import unsaid
+from shared.domain.dialects.model_limits import knows_its_model, leave_out_for_claude
 from shared.domain.dialects.wishes import OWN_FIELDS, unknown_wishes
 from shared.domain.inference import (
     Block,
@@ -33,6 +34,8 @@ _BLOCKS = frozenset(
     }
 )
 
+_THINKING = "messages[].content[].thinking"
+
 
 def build_request(
     request: InferenceRequest, provider_model: str, max_tokens_default: int
@@ -43,14 +46,22 @@ def build_request(
     Raises `InvalidRequest` for content that an Anthropic model cannot be shown.
     """
     if request.dialect is Dialect.ANTHROPIC:
-        body = {k: v for k, v in request.body.items() if k not in OWN_FIELDS}
-        if _has_unsigned_thinking(request.messages):
-            body["messages"] = [_without_unsigned(m) for m in body["messages"]]
-        ignored = tuple(unknown_wishes(request.body))
+        body, ignored = _passed_on(request)
     else:
-        body, ignored = _translated(request), tuple(_ignored(request))
+        body, ignored = _translated(request), list(_ignored(request))
     body.setdefault("max_tokens", max_tokens_default)
-    return body | {"model": provider_model, "stream": True}, ignored
+    if not knows_its_model(request, Dialect.ANTHROPIC):
+        ignored += [n for n in leave_out_for_claude(body, provider_model) if n not in ignored]
+    return body | {"model": provider_model, "stream": True}, tuple(ignored)
+
+
+def _passed_on(request: InferenceRequest) -> tuple[dict[str, Any], list[str]]:
+    body = {k: v for k, v in request.body.items() if k not in OWN_FIELDS}
+    ignored = list(unknown_wishes(request.body))
+    if _has_unsigned_thinking(request.messages):
+        body["messages"] = _without_unsigned(body["messages"])
+        ignored.append(_THINKING)
+    return body, ignored
 
 
 def _has_unsigned_thinking(messages: Sequence[Message]) -> bool:
@@ -66,11 +77,15 @@ def _is_unsigned(block: Any) -> bool:
     )
 
 
-def _without_unsigned(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    content = message.get("content")
-    if not isinstance(content, list):
-        return message
-    return {**message, "content": [block for block in content if not _is_unsigned(block)]}
+def _without_unsigned(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    kept: list[Mapping[str, Any]] = []
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, list):
+            content = [block for block in content if not _is_unsigned(block)]
+        if content:
+            kept.append({**message, "content": content})
+    return kept
 
 
 def _translated(request: InferenceRequest) -> dict[str, Any]:
@@ -212,4 +227,4 @@ def _ignored(request: InferenceRequest) -> Iterator[str]:
     if any(b.get("detail") for m in request.messages for b in m.content if b["type"] == "image"):
         yield "messages[].content[].image_url.detail"
     if any(_is_unsigned(block) for m in request.messages for block in m.content):
-        yield "messages[].content[].thinking"
+        yield _THINKING

@@ -10,6 +10,7 @@ from typing import Any
 
 from shared.domain.dialects.fields import fault
 from shared.domain.dialects.leftovers import unsaid
+from shared.domain.dialects.model_limits import effort_for, knows_its_model, leave_out_for_openai
 from shared.domain.dialects.wishes import OWN_FIELDS, unknown_wishes
 from shared.domain.inference import (
     Block,
@@ -24,8 +25,6 @@ from shared.domain.inference import (
 _OWN_MODELS = ("gpt-", "chatgpt-", "o1", "o3", "o4")
 _TOKEN_LIMITS = ("max_completion_tokens", "max_tokens")
 _MODES = {"auto": "auto", "any": "required", "none": "none"}
-# from how large a thinking budget on an effort is asked for
-_EFFORTS = ((10_000, "high"), (5_000, "medium"), (0, "low"))
 
 
 def build_request(
@@ -39,11 +38,20 @@ def build_request(
     if request.dialect is Dialect.OPENAI:
         body = {k: v for k, v in request.body.items() if k not in OWN_FIELDS}
         _settle_family(body, provider_model)
-        ignored = tuple(unknown_wishes(request.body))
+        ignored = list(unknown_wishes(request.body))
     else:
-        body, ignored = _translated(request, provider_model), tuple(_ignored(request))
+        body, ignored = _translated(request, provider_model), list(_ignored(request))
+    if not knows_its_model(request, Dialect.OPENAI):
+        taken = leave_out_for_openai(body, provider_model)
+        ignored += [_client_word(name, request.dialect) for name in taken]
     options = {**(body.get("stream_options") or {}), "include_usage": True}
-    return body | {"model": provider_model, "stream": True, "stream_options": options}, ignored
+    return body | {"model": provider_model, "stream": True, "stream_options": options}, tuple(
+        ignored
+    )
+
+
+def _client_word(name: str, dialect: Dialect) -> str:
+    return "stop_sequences" if dialect is Dialect.ANTHROPIC and name == "stop" else name
 
 
 def _is_own(provider_model: str) -> bool:
@@ -97,8 +105,7 @@ def _effort(request: InferenceRequest) -> str | None:
     thinking = request.thinking or {}
     if thinking.get("type") != "enabled":
         return None
-    budget = thinking.get("budget_tokens", 0)
-    return next(effort for least, effort in _EFFORTS if budget >= least)
+    return effort_for(thinking.get("budget_tokens", 0))
 
 
 def _messages(request: InferenceRequest) -> list[dict[str, Any]]:

@@ -87,8 +87,8 @@ def test_the_openai_sdk_accumulates_what_we_fold(events: list[StreamEvent]) -> N
         for entry in told["choices"][0]["message"].get(name) or ():
             del entry["index"]
     message = told["choices"][0]["message"]
-    message["content"] = message["content"] or None if message.get("tool_calls") else (
-        message["content"]
+    message["content"] = (
+        message["content"] or None if message.get("tool_calls") else (message["content"])
     )
     del body["ainfera"]
     assert without_nothing(body) == without_nothing(told)
@@ -261,7 +261,7 @@ def test_a_simulated_answer_and_fields_not_served_are_told_in_every_dialect() ->
     call = CALL.answered_by("m", "p", simulated=True)
     for dialect, module in DIALECTS.items():
         state = module.RenderState(call)
-        events = [Started("up", ignored=("top_k",)), TextDelta("hi"), END]
+        events: list[StreamEvent] = [Started("up", ignored=("top_k",)), TextDelta("hi"), END]
         frames: list[Frame] = [f for e in events for f in module.render_event(e, state)]
         body = module.fold(frames, state.call, None, None)
         said = body if dialect is Dialect.NATIVE else body["ainfera"]
