@@ -2,6 +2,7 @@
 
 from typing import TypeVar
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from shared.domain.candidate import Candidate, Catalog
@@ -15,6 +16,9 @@ CAPABILITIES = ("tools", "vision", "thinking")
 FLAT = CallerPolicy()
 
 T = TypeVar("T")
+
+# how long an example takes says nothing on a machine that others use too
+steady = settings(max_examples=60, deadline=None)
 
 
 def model(

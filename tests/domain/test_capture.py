@@ -20,6 +20,7 @@ from tests.domain.routing_cases import (
     model,
     policies,
     requests,
+    steady,
 )
 
 # what clients of the decision receipt read
@@ -147,6 +148,7 @@ def test_a_rejected_call_has_a_receipt_too() -> None:
     assert {c["drop_reason"] for c in made["candidates"]} == {"below_quality_floor"}
 
 
+@steady
 @given(catalogs, requests, policies, active_sets)
 def test_a_receipt_replays_offline_to_the_same_receipt(
     catalog: Catalog, features: RequestFeatures, policy: CallerPolicy, active: frozenset[str]

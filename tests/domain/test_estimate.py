@@ -15,6 +15,7 @@ from shared.domain.estimate import (
     estimate_input_tokens,
 )
 from shared.domain.inference import Dialect, InferenceRequest, Message, Tool
+from tests.domain.routing_cases import steady
 
 FRAME = PER_REQUEST + PER_MESSAGE
 
@@ -88,6 +89,7 @@ def test_system_tools_and_schema_count() -> None:
     assert estimate_input_tokens(request(text("hi"), response_format=wanted)) == bare + 6
 
 
+@steady
 @given(st.text(), st.text())
 def test_more_text_never_counts_less(one: str, other: str) -> None:
     longer = estimate_input_tokens(request(text(one + other)))
@@ -96,6 +98,7 @@ def test_more_text_never_counts_less(one: str, other: str) -> None:
     assert longer <= apart
 
 
+@steady
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),

@@ -19,6 +19,7 @@ from shared.domain.pricing import (
     projected_cost,
     to_nano,
 )
+from tests.domain.routing_cases import steady
 
 
 def d(text: str) -> Decimal:
@@ -54,6 +55,7 @@ def test_cost(usage: Usage, prices: Prices, expected: str) -> None:
     assert f"{cost(usage, prices):f}" == expected
 
 
+@steady
 @given(usages, price_sets)
 def test_cost_is_the_exact_sum_rounded_half_up(usage: Usage, prices: Prices) -> None:
     read = prices.price_in if prices.price_cache_read is None else prices.price_cache_read
@@ -69,6 +71,7 @@ def test_cost_is_the_exact_sum_rounded_half_up(usage: Usage, prices: Prices) -> 
     assert -500_000 < charged * 1_000_000 - exact <= 500_000
 
 
+@steady
 @given(usages, usages, price_sets)
 def test_more_usage_never_costs_less(one: Usage, other: Usage, prices: Prices) -> None:
     both = Usage(
@@ -91,6 +94,7 @@ def test_hold_is_the_projected_cost_and_a_quarter_of_its_input() -> None:
     assert f"{hold_amount(OPUS, 0, 1000):f}" == "0.075000000"
 
 
+@steady
 @given(price_sets, tokens, tokens)
 def test_hold_is_never_below_the_projected_cost(
     prices: Prices, input_tokens: int, output_tokens: int
@@ -100,6 +104,7 @@ def test_hold_is_never_below_the_projected_cost(
     assert projected <= held <= projected * d("1.25") + d("0.000000001")
 
 
+@steady
 @given(tokens, tokens, st.integers(0, 100))
 def test_hold_covers_an_input_that_was_all_cache_writes_at_vendor_rates(
     input_tokens: int, output_tokens: int, price: int
@@ -114,6 +119,7 @@ def test_estimated_usage(chars: int, expected: int) -> None:
     assert estimated_usage(77, chars) == Usage(77, expected, estimated=True)
 
 
+@steady
 @given(st.integers(0, 10**18))
 def test_nano_dollars_read_back(nano: int) -> None:
     assert to_nano(from_nano(nano)) == nano

@@ -19,6 +19,7 @@ from tests.domain.routing_cases import (
     policies,
     qualities,
     requests,
+    steady,
 )
 
 
@@ -43,6 +44,7 @@ def told(decision: Decision) -> str:
     )
 
 
+@steady
 @given(catalogs, requests, policies, active_sets, st.booleans(), st.randoms())
 def test_order_of_the_catalogue_does_not_matter(
     catalog: Catalog,
@@ -59,6 +61,7 @@ def test_order_of_the_catalogue_does_not_matter(
     assert told(one) == told(other)
 
 
+@steady
 @given(catalogs, requests, policies, active_sets, st.booleans())
 def test_replay_of_the_stored_inputs_gives_the_same_bytes(
     catalog: Catalog,
@@ -73,6 +76,7 @@ def test_replay_of_the_stored_inputs_gives_the_same_bytes(
     assert again.catalog.hash == catalog.hash
 
 
+@steady
 @given(catalogs, requests, policies, active_sets, st.booleans())
 def test_every_candidate_has_exactly_one_fate(
     catalog: Catalog,
@@ -93,6 +97,7 @@ def test_every_candidate_has_exactly_one_fate(
     )
 
 
+@steady
 @given(catalogs, requests, policies, active_sets, st.booleans())
 def test_the_chosen_passes_every_gate_and_none_that_passes_is_cheaper(
     catalog: Catalog,
@@ -121,6 +126,7 @@ def test_the_chosen_passes_every_gate_and_none_that_passes_is_cheaper(
             assert outcome.projected_cost >= cost
 
 
+@steady
 @given(catalogs, requests, policies, active_sets, candidates)
 def test_a_dominated_candidate_changes_nothing(
     catalog: Catalog,
@@ -150,6 +156,7 @@ def test_a_dominated_candidate_changes_nothing(
     assert again.rule is decision.rule
 
 
+@steady
 @given(catalogs, requests, policies, active_sets, qualities, qualities)
 def test_a_higher_floor_never_lowers_the_quality_or_the_price(
     catalog: Catalog,
@@ -174,6 +181,7 @@ def test_a_higher_floor_never_lowers_the_quality_or_the_price(
         assert above.chosen.q_nano <= below.chosen.q_nano or above.chosen == below.chosen
 
 
+@steady
 @given(catalogs, requests, policies, active_sets)
 def test_balanced_changes_nothing_live_or_not(
     catalog: Catalog, features: RequestFeatures, policy: CallerPolicy, active: frozenset[str]
@@ -184,6 +192,7 @@ def test_balanced_changes_nothing_live_or_not(
     assert told(on).replace('"preference_live":true', '"preference_live":false') == told(off)
 
 
+@steady
 @given(requests, policies, qualities)
 def test_the_dial_never_overrides_an_explicit_floor(
     features: RequestFeatures, policy: CallerPolicy, floor: Decimal
@@ -192,6 +201,7 @@ def test_the_dial_never_overrides_an_explicit_floor(
     assert resolve_floor(explicit, policy, True) == (floor, "request")
 
 
+@steady
 @given(requests, policies)
 def test_the_dial_moves_a_floor_one_way_only(
     features: RequestFeatures, policy: CallerPolicy
@@ -205,6 +215,7 @@ def test_the_dial_moves_a_floor_one_way_only(
     assert still - cheaper <= Decimal("0.10")
 
 
+@steady
 @given(catalogs, requests, policies, active_sets)
 def test_only_what_is_not_allowed_is_dropped_as_vetoed(
     catalog: Catalog, features: RequestFeatures, policy: CallerPolicy, active: frozenset[str]

@@ -16,6 +16,7 @@ from shared.domain.inference import (
     ToolChoice,
 )
 from shared.domain.task_type import TASK_TYPES, classify, classify_text
+from tests.domain.routing_cases import steady
 
 PROMPTS = {
     "code": [
@@ -129,6 +130,7 @@ def test_the_end_of_a_long_text_counts() -> None:
     assert classify_text(ask + long) == "code"
 
 
+@steady
 @given(st.text())
 def test_any_text_has_one_type_whatever_its_case(text: str) -> None:
     found = classify_text(text)
