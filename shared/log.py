@@ -21,7 +21,10 @@ from shared.scrub import scrub, scrub_text
 _trace_id: ContextVar[str | None] = ContextVar("trace_id", default=None)
 _inference_id: ContextVar[str | None] = ContextVar("inference_id", default=None)
 
-_RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {
+    *("message", "asctime", "taskName"),
+    "color_message",  # uvicorn repeats its message for terminals
+}
 # these bring handlers of their own, or say at INFO what we say ourselves
 _ADOPTED = ("uvicorn", "uvicorn.error", "uvicorn.access", "arq", "sqlalchemy", "alembic")
 _QUIET = ("httpx", "httpcore", "aiohttp.access", "alembic.runtime.plugins")

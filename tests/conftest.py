@@ -2,7 +2,7 @@
 
 The servers are started once for a run, in a folder of their own and behind sockets, so that
 a test run disturbs neither `make up` nor another run. Databases are copies of one that was
-migrated once. Nothing of the environment that `make up` or a developer set reaches a test.
+migrated and seeded once. Nothing of the environment that `make up` or a developer set reaches a test.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ import pytest_asyncio
 from redis.asyncio import Redis
 
 import migrations
+from shared.catalog import seed_catalog
 from shared.config import PROVIDER_SETTINGS, Settings
 from shared.embedded import APP_ROLE, OWNER_ROLE, Servers, embedded_servers, postgres_url
 
@@ -52,9 +53,12 @@ def servers() -> Iterator[Servers]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def template(servers: Servers) -> str:
-    """The name of a database that was migrated once, to be copied and never connected to."""
+    """The name of a database that was migrated and seeded once, to be copied, never used."""
     await _as_superuser(servers, f"CREATE DATABASE {_TEMPLATE} OWNER {OWNER_ROLE}")
-    await _migrate(postgres_url(servers.sockets, OWNER_ROLE, _TEMPLATE))
+    url = postgres_url(servers.sockets, OWNER_ROLE, _TEMPLATE)
+    # alembic runs an event loop of its own, so it gets a thread of its own
+    await asyncio.to_thread(migrations.upgrade, url)
+    await seed_catalog(url)
     return _TEMPLATE
 
 
@@ -143,11 +147,6 @@ async def _as_superuser(servers: Servers, statement: str) -> None:
         await connection.execute(statement)
     finally:
         await connection.close()
-
-
-async def _migrate(url: str) -> None:
-    """Alembic runs its own event loop, so it gets a thread of its own."""
-    await asyncio.to_thread(migrations.upgrade, url)
 
 
 async def _emptied(url: str) -> str:
