@@ -1,11 +1,14 @@
 """The whole ingress in this process, on a real database and a real Valkey."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import httpx
+import orjson
 import pytest
 import pytest_asyncio
 
@@ -13,6 +16,12 @@ from ingress.app import create_app
 from ingress.deps import Deps
 from shared.catalog import seed_catalog
 from shared.config import Settings
+from shared.domain.audit import EventType, draft
+from shared.domain.capture import columns
+from shared.domain.inference import ROUTING_TARGET
+from shared.domain.routing import decide
+from shared.domain.routing_policy import CallerPolicy, RequestFeatures
+from shared.ids import mint_id
 from tests.conftest import settings_factory
 
 BASE_URL = "http://gateway.test"
@@ -77,3 +86,93 @@ def sign_up(client: httpx.AsyncClient) -> SignUp:
         return {**fields, "auth": {"authorization": f"Bearer {fields['api_key']}"}}
 
     return sign_up
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What a call left behind."""
+
+    inference_id: str
+    receipt_id: str
+
+
+async def leave_call(
+    database_url: str,
+    deps: Deps,
+    agent: Mapping[str, Any],
+    *,
+    charge: str = "0.0125",
+    routed: bool = True,
+    documented: bool = True,
+) -> Left:
+    """Hold and settle one call of `agent` (signup's answer), as a worker would."""
+    left = Left(str(mint_id()), str(mint_id()))
+    call = {
+        "inference_id": left.inference_id,
+        "tenant_id": agent["tenant_id"],
+        "agent_id": agent["agent_id"],
+        "attempt": 1,
+        "routed": routed,
+        "dialect": "native",
+        "model": ROUTING_TARGET if routed else "gpt-5-5",
+    }
+    event = draft(
+        EventType.PROVIDER_RESPONDED, agent["agent_id"], {"inference_id": left.inference_id}
+    )
+    settlement = {
+        **call,
+        "refused": False,
+        "charge": charge,
+        "events": [event.wire()],
+        "outcome": _outcome(deps, call, charge, documented) if routed else None,
+        "receipt": {
+            "receipt_id": left.receipt_id,
+            "inference_id": left.inference_id,
+            "tenant_id": agent["tenant_id"],
+            "agent_id": agent["agent_id"],
+            "cost_usd": charge,
+            "input_tokens": 10,
+            "output_tokens": 20,
+            "cache_read_tokens": 0,
+            "cache_write_tokens": 0,
+            "usage_estimated": False,
+            "model_used": "gpt-5.5",
+            "model_slug": "gpt-5-5",
+            "provider": "openai",
+            "simulated": True,
+        },
+    }
+    hold = {**call, "amount": "0.5", "ttl_s": 900, "event": None}
+    connection = await asyncpg.connect(database_url)
+    for function, item in (("open_inferences", hold), ("settle_inferences", settlement)):
+        row = await connection.fetchrow(
+            f"SELECT * FROM {function}($1::jsonb)", orjson.dumps([item]).decode()
+        )
+        assert row is not None
+        assert row["result"] in ("OPENED", "SETTLED")
+    await connection.close()
+    return left
+
+
+def _outcome(deps: Deps, call: Mapping[str, Any], charge: str, documented: bool) -> dict[str, Any]:
+    decision = decide(
+        RequestFeatures("chat", 100, 200),
+        deps.catalog,
+        CallerPolicy(),
+        frozenset(c.provider for c in deps.catalog.candidates),
+        False,
+        call["inference_id"],
+    )
+    return {
+        **columns(decision),
+        **({} if documented else {"decision": {}}),
+        "inference_id": call["inference_id"],
+        "tenant_id": call["tenant_id"],
+        "agent_id": call["agent_id"],
+        "cost_actual": charge,
+        "observed_latency_ms": 120,
+        "ttft_ms": 40,
+        "outcome_status": "succeeded" if documented else "expired",
+        "input_tokens": 10,
+        "output_tokens": 20,
+    }
