@@ -1,15 +1,15 @@
 """The providers that can be asked, by slug.
 
-providers = build_providers(settings, provider_configs(), open_http(settings))
+providers = build_providers(settings, provider_configs(), open_http(settings), slugs)
 async with aclosing(providers["openai"].stream(call)) as events: ...
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import httpx
 
-from shared.config import ProviderConfig, Settings, simulating
+from shared.config import ProviderConfig, Settings, active_providers
 from workers.providers import anthropic, openai
 from workers.providers.http import open_http
 from workers.providers.provider import Provider, ProviderCall
@@ -19,7 +19,6 @@ __all__ = [
     "PROVIDERS",
     "Provider",
     "ProviderCall",
-    "active_providers",
     "build_providers",
     "open_http",
 ]
@@ -39,22 +38,22 @@ PROVIDERS: dict[str, Builder] = {
 }
 
 
-def active_providers(settings: Settings, configs: Mapping[str, ProviderConfig]) -> frozenset[str]:
-    """Slugs that may be asked: those configured, and all where a simulation stands in."""
-    if simulating(settings, dict(configs)):
-        return frozenset(configs)
-    return frozenset(slug for slug, config in configs.items() if config.configured)
-
-
 def build_providers(
-    settings: Settings, configs: Mapping[str, ProviderConfig], http: httpx.AsyncClient
+    settings: Settings,
+    configs: Mapping[str, ProviderConfig],
+    http: httpx.AsyncClient,
+    catalogued: Iterable[str] = PROVIDERS,
 ) -> dict[str, Provider]:
-    """Every active provider by slug; the simulation where one is active but not configured."""
+    """Every active provider by slug; the simulation where one is active but not configured.
+
+    `catalogued` are the slugs that the catalogue names; the simulation can stand in for one
+    that has no adapter here.
+    """
     simulated = SimulatedProvider(settings)
     built: dict[str, Provider] = {}
     stood_in = []
-    for slug in sorted(active_providers(settings, configs)):
-        if configs[slug].configured:
+    for slug in sorted(active_providers(settings, configs, catalogued)):
+        if slug in configs and configs[slug].configured:
             built[slug] = PROVIDERS[slug](configs[slug], settings, http)
         else:
             built[slug] = simulated

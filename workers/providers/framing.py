@@ -37,6 +37,10 @@ class Framer:
             self._keep(rest)
         return [frame for frame in frames if frame]
 
+    def rest(self) -> bytes:
+        """What came after the last whole frame."""
+        return b"".join(self._parts)
+
     def _keep(self, data: bytes) -> None:
         self._parts.append(data)
         self._size += len(data)

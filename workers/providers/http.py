@@ -35,19 +35,16 @@ NETWORK_ERRORS = (httpx.TransportError, aiohttp.ClientError, OSError)
 
 def open_http(settings: Settings) -> httpx.AsyncClient:
     """The one client of a process: no proxy from the environment, no redirects, no cookies."""
+    tls = httpx.create_ssl_context(trust_env=False)
 
     def session() -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(
-            limit=0,
-            keepalive_timeout=KEEPALIVE_S,
-            ssl=httpx.create_ssl_context(trust_env=False),
-        )
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=tls)
         return aiohttp.ClientSession(
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
         )
 
     return httpx.AsyncClient(
-        transport=AiohttpTransport(client=session),
+        transport=AiohttpTransport(verify=tls, client=session),
         timeout=httpx.Timeout(None, connect=settings.connect_timeout_s),
         trust_env=False,
         follow_redirects=False,

@@ -4,11 +4,10 @@ Both readings hold `Started` back until the first word, so that a fault before i
 client untold and another model can be asked. Both end with one `Completed` or `Failed`.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
-
-import orjson
 
 from shared.domain.dialects import ProviderWire
 from shared.domain.inference import (
@@ -27,6 +26,8 @@ from shared.domain.inference import (
 from shared.domain.pricing import estimated_usage
 from shared.stream import decode_frames
 from workers.providers.faults import provider_error
+
+log = logging.getLogger(__name__)
 
 FRAME_END = b"\n\n"
 
@@ -68,8 +69,18 @@ class Reading:
         """The events of the whole frames that one read gave."""
         raise NotImplementedError
 
-    def close(self) -> Iterator[StreamEvent]:
-        """The provider closed the stream: the end, if all but the last frame had come."""
+    def close(self, rest: bytes = b"") -> Iterator[StreamEvent]:
+        """The provider closed the stream: the end, if all that matters had come.
+
+        `rest` is a frame without the blank line that ends one. Some servers leave it out at
+        the very end; where the connection broke within a frame, it makes no sense and is dropped.
+        """
+        if rest and is_whole(rest):
+            yield from self.take([rest])
+        if not self.over:
+            yield from self._closed()
+
+    def _closed(self) -> Iterator[StreamEvent]:
         for event in self._wire.end_of_stream(self._state):
             yield from self._last(event)
 
@@ -77,8 +88,20 @@ class Reading:
         """The connection broke; what the provider had counted by then is known at most."""
         yield from self._last(Failed(failure, self._counted()))
 
-    def _parse(self, name: str | None, data: Mapping[str, Any]) -> list[StreamEvent]:
-        return self._wire.parse_event(name, data, self._state)
+    def _told(self, frame: bytes) -> Iterator[tuple[Mapping[str, Any], list[StreamEvent]]]:
+        """The frame's object and its events; nothing for a comment, `Failed` for nonsense."""
+        try:
+            for name, data in decode_frames(frame):
+                if not isinstance(data, dict):
+                    raise TypeError("a frame without an object")
+                yield data, self._wire.parse_event(name, data, self._state)
+        except (ValueError, TypeError) as error:
+            log.warning(
+                "provider_malformed",
+                extra={"provider": self._provider, "error": type(error).__name__},
+            )
+            message = f"{self._provider} sent a malformed stream."
+            yield {}, [Failed(provider_error(self._provider, message), self._counted())]
 
     def _last(self, event: StreamEvent) -> Iterator[StreamEvent]:
         self.over = True
@@ -131,8 +154,8 @@ class Translating(Reading):
 
     def _events(self, frames: Iterable[bytes]) -> Iterator[StreamEvent]:
         for frame in frames:
-            for name, data in parsed(frame):
-                yield from self._parse(name, data)
+            for _, events in self._told(frame):
+                yield from events
 
     def _word(self, event: StreamEvent) -> Iterator[StreamEvent]:
         self._written += written_in(event)
@@ -177,9 +200,9 @@ class Forwarding(Reading):
         if ending is not None:
             yield from self._last(ending)
 
-    def close(self) -> Iterator[StreamEvent]:
+    def _closed(self) -> Iterator[StreamEvent]:
         if self._completed is None:
-            yield from super().close()
+            yield from super()._closed()
         else:
             yield from self._last(self._completed)
 
@@ -195,8 +218,8 @@ class Forwarding(Reading):
     def _meaning(self, frame: bytes) -> StreamEvent | None:
         """Take in a frame that is not plain; the last event if it brings the end."""
         is_last = False
-        for name, data in parsed(frame):
-            for event in self._parse(name, data):
+        for data, events in self._told(frame):
+            for event in events:
                 match event:
                     case Started():
                         self._started = event
@@ -238,19 +261,12 @@ class Forwarding(Reading):
         yield from super()._last(event)
 
 
-class MalformedFrame(ValueError):
-    """A frame whose data is no JSON object."""
-
-
-def parsed(frame: bytes) -> Iterator[tuple[str | None, dict[str, Any]]]:
-    """The frame's event name and object; nothing for a comment. Raises `MalformedFrame`."""
+def is_whole(frame: bytes) -> bool:
+    """Whether the frame's data is all there."""
     try:
-        for name, data in decode_frames(frame):
-            if not isinstance(data, dict):
-                raise MalformedFrame(f"a frame holds no object but {str(data)[:80]!r}")
-            yield name, data
-    except (orjson.JSONDecodeError, UnicodeDecodeError) as error:
-        raise MalformedFrame(f"a frame holds no JSON: {frame[:80]!r}") from error
+        return any(True for _ in decode_frames(frame))
+    except ValueError:
+        return False
 
 
 def written_in(event: StreamEvent) -> int:

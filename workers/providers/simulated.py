@@ -164,7 +164,7 @@ def script(call: ProviderCall, tokens: int | None) -> Script:
         finish, native, stopped_by = FinishReason.TOOL_CALLS, "tool_calls", None
     else:
         text, stopped_by = _until_stop(_text(call, tokens, draw), request.stop)
-        words = [TextDelta(word) for word in re.findall(r"\s*\S+", text) or [text]]
+        words = [TextDelta(word) for word in re.findall(r"\s*\S+|\s+$", text)]
         finish, native = FinishReason.STOP, "stop_sequence" if stopped_by else "stop"
     spoken = [*thoughts, *words]
     if len(spoken) > limit:

@@ -3,7 +3,6 @@
 build the body -> open the stream -> cut it into frames -> forward or translate them
 """
 
-import logging
 from collections.abc import AsyncGenerator, Callable
 
 import httpx
@@ -15,10 +14,8 @@ from workers.providers.faults import ProviderFault, provider_error, unreachable
 from workers.providers.framing import Framer, FrameTooLong
 from workers.providers.http import EVENT_STREAM, NETWORK_ERRORS, USER_AGENT, Link, Upstream
 from workers.providers.provider import ProviderCall
-from workers.providers.reading import Forms, Forwarding, MalformedFrame, Reading, Translating
+from workers.providers.reading import Forms, Forwarding, Reading, Translating
 from workers.providers.watch import OutOfTime, Silent, Watch
-
-log = logging.getLogger(__name__)
 
 COMMON_HEADERS = {
     "accept": EVENT_STREAM,
@@ -26,6 +23,12 @@ COMMON_HEADERS = {
     "content-type": "application/json",
     "user-agent": USER_AGENT,
 }
+# W3C Trace Context: the client's trace goes on at the provider
+TRACE_HEADERS = ("traceparent", "tracestate")
+
+
+def trace_headers(call: ProviderCall) -> dict[str, str]:
+    return {name: call.headers[name] for name in TRACE_HEADERS if name in call.headers}
 
 
 class WireProvider:
@@ -60,7 +63,7 @@ class WireProvider:
         request = httpx.Request(
             "POST",
             self._url,
-            headers=COMMON_HEADERS | self._headers(call),
+            headers=COMMON_HEADERS | trace_headers(call) | self._headers(call),
             content=orjson.dumps(body, default=str),
         )
         reading = self._reading(call, ignored)
@@ -97,22 +100,15 @@ class WireProvider:
         try:
             chunk = await upstream.read()
             if not chunk:
-                events.extend(reading.close())
+                events.extend(reading.close(framer.rest()))
                 return events
             frames = framer.feed(chunk)
             if frames:
                 watch.progress()
-            for event in reading.take(frames):
-                events.append(event)
+            events.extend(reading.take(frames))
         except (*NETWORK_ERRORS, OutOfTime, Silent) as error:
             events.extend(reading.broke(unreachable(self._link.provider, error).failure))
-        except (MalformedFrame, FrameTooLong) as error:
-            log.warning(
-                "provider_malformed",
-                extra={"provider": self._link.provider, "error": type(error).__name__},
-            )
-            failure = provider_error(
-                self._link.provider, f"{self._link.provider} sent a malformed stream."
-            )
+        except FrameTooLong as error:
+            failure = provider_error(self._link.provider, f"{self._link.provider} sent {error}.")
             events.extend(reading.broke(failure))
         return events
