@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
+from redis.exceptions import RedisError
 from sse_starlette.sse import EventSourceResponse
 from starlette.responses import Response
 
@@ -99,7 +100,7 @@ async def answer(request: Request, dialect: Dialect) -> Response:
     try:
         await deps.queue.enqueue(envelope)
         return await _first_word(request, call, envelope, reply, deps)
-    except OSError as error:
+    except (RedisError, OSError) as error:
         deps.relay.forget(reply)
         raise Unavailable("The queue cannot be reached; nothing was charged. Retry.") from error
     except BaseException:
