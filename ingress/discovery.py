@@ -1,6 +1,5 @@
 """What this service is and serves, for agents that come by: cards, keys, models."""
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
@@ -14,8 +13,7 @@ from ingress.auth import current_caller, parse_id
 from ingress.deps import Deps, get_deps, session
 from ingress.wire import moment
 from shared.catalog import Shape, model_listing, provider_listing, provider_names
-from shared.config import VERSION, ProviderConfig, Settings, simulating
-from shared.domain.candidate import Catalog
+from shared.config import VERSION, Settings, active_providers
 from shared.domain.inference import ROUTING_TARGET, canonical_target
 from shared.errors import NotFound
 from shared.keys import public_jwk
@@ -159,17 +157,9 @@ async def listing_shape(request: Request) -> Shape:
     return "openai" if shows_key else "bare"
 
 
-def active_providers(
-    settings: Settings, providers: Mapping[str, ProviderConfig], catalog: Catalog
-) -> frozenset[str]:
-    """The providers that a call can reach: all of them, where the simulated one stands in."""
-    if simulating(settings, dict(providers)):
-        return frozenset(c.provider for c in catalog.candidates)
-    return frozenset(slug for slug, config in providers.items() if config.configured)
-
-
 def _active(deps: Deps) -> frozenset[str]:
-    return active_providers(deps.settings, deps.providers, deps.catalog)
+    catalogued = (model.provider for model in deps.catalog.candidates)
+    return active_providers(deps.settings, deps.providers, catalogued)
 
 
 @router.get("/v1/models")

@@ -1,6 +1,7 @@
 """Settings: read once from the environment, frozen, and passed to whoever needs them."""
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -86,7 +87,9 @@ class Settings(BaseSettings):
     simulate: Literal["auto", "on", "off"] = Field("auto", validation_alias="SIMULATE")
     simulated_first_token_ms: int = Field(20, ge=0, validation_alias="SIMULATED_FIRST_TOKEN_MS")
     simulated_token_ms: int = Field(5, ge=0, validation_alias="SIMULATED_TOKEN_MS")
-    simulated_failure_rate: float = Field(0.0, ge=0, le=1, validation_alias="SIMULATED_FAILURE_RATE")
+    simulated_failure_rate: float = Field(
+        0.0, ge=0, le=1, validation_alias="SIMULATED_FAILURE_RATE"
+    )
     call_deadline_s: float = Field(600.0, gt=0, validation_alias="CALL_DEADLINE_SECONDS")
     idle_deadline_s: float = Field(120.0, gt=0, validation_alias="IDLE_DEADLINE_SECONDS")
     connect_timeout_s: float = Field(10.0, gt=0, validation_alias="CONNECT_TIMEOUT_SECONDS")
@@ -115,8 +118,19 @@ class Settings(BaseSettings):
         return f"{self.base_url}/v1/audit/{agent_id}/verify"
 
 
-def simulating(settings: Settings, providers: dict[str, ProviderConfig]) -> bool:
+def simulating(settings: Settings, providers: Mapping[str, ProviderConfig]) -> bool:
     """Whether the simulated provider stands in for providers that were not configured."""
     if settings.simulate == "auto":
         return not any(p.configured for p in providers.values())
     return settings.simulate == "on"
+
+
+def active_providers(
+    settings: Settings, providers: Mapping[str, ProviderConfig], catalogued: Iterable[str]
+) -> frozenset[str]:
+    """Slugs of the providers that a call can reach.
+
+    Those configured; where the simulated one stands in, all that the catalogue names too.
+    """
+    configured = frozenset(slug for slug, config in providers.items() if config.configured)
+    return configured | frozenset(catalogued) if simulating(settings, providers) else configured

@@ -23,7 +23,7 @@ async def give_order(redis: Redis, kind: str, **fields: Any) -> None:
 
 
 class ControlListener:
-    """Calls `obey(order)` for each order heard, and `missed()` whenever some may have been missed."""
+    """Calls `obey(order)` for each order heard, and `missed()` when some may have been missed."""
 
     def __init__(
         self,

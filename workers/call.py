@@ -11,6 +11,9 @@ from shared.queue import Envelope
 from workers.answer import Answer
 
 
+NOTHING_USED = Usage()
+
+
 class Outcome(StrEnum):
     """`routing_outcomes.outcome_status`: every way in which a call can end."""
 
@@ -81,7 +84,7 @@ class Ending:
     failure: Failure | None = None
     completed: Completed | None = None
     candidate: Candidate | None = None
-    usage: Usage = Usage()
+    usage: Usage = NOTHING_USED
     latency_ms: int | None = None
     ttft_ms: int | None = None
 

@@ -63,13 +63,15 @@ def inference_worker(settings: Settings) -> FleetWorker:
 
         control = ControlListener(ctx["redis"], obey)
         await control.start()
+        catalog = await open_catalog(db)
+        catalogued = {model.provider for model in catalog.candidates}
         ctx["opened"] = (control, publisher, ledger, http, db)
         ctx["deps"] = Deps(
             settings=settings,
             ledger=ledger,
             publisher=publisher,
-            providers=build_providers(settings, configs, http),
-            catalog=await open_catalog(db),
+            providers=build_providers(settings, configs, http, catalogued),
+            catalog=catalog,
             cancellations=cancellations,
             clock=time.time,
             monotonic=time.perf_counter,

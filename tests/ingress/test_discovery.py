@@ -9,8 +9,7 @@ import openai
 import pytest
 
 from ingress.deps import Deps
-from ingress.discovery import active_providers
-from shared.config import ProviderConfig, provider_configs
+from shared.config import ProviderConfig, active_providers, provider_configs
 from tests.ingress.conftest import BASE_URL, SignUp
 
 ALIASES = ("ainfera-mithril", "ainfera-auto", "ainfera/auto")
@@ -161,7 +160,10 @@ async def test_nobody_is_answered_by_a_simulation_unawares(
     settings = deps.settings.model_copy(update={"simulate": simulate})
     everyone = {candidate.provider for candidate in deps.catalog.candidates}
     expected = everyone if active == "all" else active
-    assert active_providers(settings, providers, deps.catalog) == expected
+    assert (
+        active_providers(settings, providers, [model.provider for model in deps.catalog.candidates])
+        == expected
+    )
 
 
 async def test_the_key_set_holds_public_keys_only(

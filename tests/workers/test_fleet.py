@@ -154,12 +154,13 @@ async def test_a_worker_that_lost_its_lease_stops_the_job(redis: Redis, redis_ur
     await InferenceQueue(redis).enqueue(sent)
     await started.wait()
     thief = uuid4().hex
-    await redis.hset(f"{INFERENCE_QUEUE}:owner", str(sent.inference_id), thief)
+    owners: Any = redis  # redis-py types its hash commands for both of its clients at once
+    await owners.hset(f"{INFERENCE_QUEUE}:owner", str(sent.inference_id), thief)
     async with asyncio.timeout(5):
         await stopped.wait()
     await running.stop()
     # what the thief holds is the thief's: neither the owner nor the payload was touched
-    assert await redis.hget(f"{INFERENCE_QUEUE}:owner", str(sent.inference_id)) == thief.encode()
+    assert await owners.hget(f"{INFERENCE_QUEUE}:owner", str(sent.inference_id)) == thief.encode()
     assert await redis.exists(f"{PAYLOAD_PREFIX}{sent.inference_id}")
 
 

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from pydantic import SecretStr
 
-from shared.config import PROVIDER_SETTINGS, ProviderConfig, Settings
+from shared.config import PROVIDER_SETTINGS, ProviderConfig, Settings, active_providers
 from shared.domain.inference import (
     Completed,
     Dialect,
