@@ -10,7 +10,6 @@ from shared.errors import InternalError
 from shared.queue import Envelope
 from workers.answer import Answer
 
-
 NOTHING_USED = Usage()
 
 
