@@ -165,8 +165,8 @@ async def running_stack(
         for child in children.values():
             child.alive()
     finally:
-        for child in children.values():
-            child.stop()
+        # in threads: a proxy in our loop may be what a process still has to say goodbye to
+        await asyncio.gather(*(asyncio.to_thread(child.stop) for child in children.values()))
 
 
 def _secrets() -> dict[str, str]:
