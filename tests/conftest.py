@@ -2,7 +2,8 @@
 
 The servers are started once for a run, in a folder of their own and behind sockets, so that
 a test run disturbs neither `make up` nor another run. Databases are copies of one that was
-migrated and seeded once. Nothing of the environment that `make up` or a developer set reaches a test.
+migrated and seeded once. Nothing that `make up` or a developer set in the environment reaches
+a test.
 """
 
 import asyncio

@@ -5,6 +5,7 @@ client untold and another model can be asked. Both end with one `Completed` or `
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -51,7 +52,7 @@ class Forms:
     closing_frame: bytes = b""
 
 
-class Reading:
+class Reading(ABC):
     """What both readings share: the held `Started`, the count of characters, the end."""
 
     def __init__(self, wire: ProviderWire, provider: str, ignored: tuple[str, ...]) -> None:
@@ -65,9 +66,9 @@ class Reading:
         self.over = False
         self.complete = False
 
+    @abstractmethod
     def take(self, frames: Iterable[bytes]) -> Iterator[StreamEvent]:
         """The events of the whole frames that one read gave."""
-        raise NotImplementedError
 
     def close(self, rest: bytes = b"") -> Iterator[StreamEvent]:
         """The provider closed the stream: the end, if all that matters had come.

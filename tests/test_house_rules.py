@@ -1,0 +1,288 @@
+"""The rules of the house, read from the code itself: who imports whom, how big, how pure."""
+
+import ast
+import io
+import subprocess
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("ingress", "workers", "shared", "migrations")
+SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+DOMAIN = [path for path in SOURCES if path.is_relative_to(ROOT / "shared/domain")]
+
+LONGEST_FILE, LONGEST_FUNCTION = 400, 70
+
+# what a room may import of our own; a command starts everything, so it stands apart
+MAY_IMPORT = {
+    "ingress": {"ingress", "shared"},
+    "workers": {"workers", "shared"},
+    "shared": {"shared"},
+    "migrations": {"migrations", "shared"},
+}
+COMMANDS = {"workers/cli.py": {"migrations"}, "workers/development.py": {"migrations"}}
+
+PURE_PACKAGES = {"pydantic", "shared"}
+# of the standard library, what reads a clock, rolls dice, or touches the world
+IMPURE_MODULES = frozenset(
+    """
+    asyncio concurrent contextvars ctypes fcntl getpass glob http io locale logging
+    multiprocessing os pathlib platform queue random sched secrets select selectors shutil signal
+    socket sqlite3 ssl subprocess sys tempfile threading time urllib uuid zoneinfo
+    """.split()  # noqa: SIM905 - a list of words reads as one
+)
+PURE_FROM = {"urllib": {"urllib.parse"}, "uuid": {"uuid"}}
+IMPURE_CALLS = {
+    *("open", "print", "input", "breakpoint", "exec", "eval"),
+    *("datetime.now", "datetime.utcnow", "datetime.today", "date.today"),
+    *("datetime.datetime.now", "datetime.datetime.utcnow", "datetime.date.today"),
+    *("uuid.uuid1", "uuid.uuid4", "uuid1", "uuid4"),
+}
+VENDOR_SDKS = {
+    *("anthropic", "openai", "google", "mistralai", "cohere", "litellm", "langchain"),
+    *("ainfera", "stripe", "cdp", "coinbase", "x402", "xendit", "eth_account", "web3"),
+}
+TEST_ONLY = {"pytest", "hypothesis", "fakeredis", "tests"}
+UNSAFE = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "jsonpickle"}
+VAGUE_NAMES = {
+    *("utils", "util", "common", "helpers", "helper", "misc", "lib", "base", "core", "tools"),
+    *("manager", "managers", "service", "services", "repository", "repositories"),
+}
+# Where anything may go wrong and the process must go on: each of these reports it.
+PROCESS_EDGES = {
+    "workers/fleet.py": 1,  # one job's failure is not the worker's
+    "ingress/operations.py": 1,  # whatever a dependency's failure is, we are not ready
+}
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Full names of the modules that are imported, with the line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module or "", node.lineno
+
+
+def top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def dotted(node: ast.expr) -> str:
+    """`a.b.c` of an attribute chain; "" for anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (owner := dotted(node.value)):
+        return f"{owner}.{node.attr}"
+    return ""
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(SOURCES) > 30
+    assert len(DOMAIN) > 8
+    assert {top(relative(path).replace("/", ".")) for path in SOURCES} == set(ROOMS)
+
+
+def test_rooms_import_only_what_they_may() -> None:
+    wrong = []
+    for path in SOURCES:
+        name = relative(path)
+        allowed = MAY_IMPORT[name.partition("/")[0]] | COMMANDS.get(name, set())
+        for module, line in imports(parsed(path)):
+            if top(module) in ROOMS and top(module) not in allowed:
+                wrong.append(f"{name}:{line} imports {module}")
+    assert wrong == []
+
+
+def test_the_domain_is_pure() -> None:
+    wrong = []
+    for path in DOMAIN:
+        tree = parsed(path)
+        for module, line in imports(tree):
+            package = top(module)
+            ours = package == "shared" and not module.startswith("shared.domain")
+            foreign = package not in PURE_PACKAGES | sys.stdlib_module_names
+            impure = package in IMPURE_MODULES and module not in PURE_FROM.get(package, ())
+            if ours or foreign or impure:
+                wrong.append(f"{relative(path)}:{line} imports {module}")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and dotted(node.func) in IMPURE_CALLS:
+                wrong.append(f"{relative(path)}:{node.lineno} calls {dotted(node.func)}")
+            if isinstance(node, ast.AsyncFunctionDef | ast.Await | ast.Global):
+                wrong.append(f"{relative(path)}:{node.lineno} waits, or writes a global")
+    assert wrong == []
+
+
+def test_no_vendor_sdk_test_tool_or_pickle_in_production_code() -> None:
+    banned = VENDOR_SDKS | TEST_ONLY | UNSAFE
+    wrong = [
+        f"{relative(path)}:{line} imports {module}"
+        for path in SOURCES
+        for module, line in imports(parsed(path))
+        if top(module) in banned
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("process", ["ingress.app", "workers.settings", "workers.cli"])
+def test_no_process_loads_a_vendor_sdk(process: str) -> None:
+    """Not through somebody else's import either: what is loaded is asked of the interpreter."""
+    program = f"import sys, {process}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) & (VENDOR_SDKS | TEST_ONLY) - {"google"} == set()
+
+
+def test_files_and_functions_are_small() -> None:
+    wrong = []
+    for path in SOURCES:
+        lines = path.read_text().count("\n")
+        if lines > LONGEST_FILE:
+            wrong.append(f"{relative(path)} has {lines} lines")
+    for path in SOURCES + TESTS:
+        for function in functions(parsed(path)):
+            length = (function.end_lineno or 0) - function.lineno + 1
+            if length > LONGEST_FUNCTION:
+                wrong.append(f"{relative(path)}:{function.lineno} {function.name}: {length} lines")
+    assert wrong == []
+
+
+def test_modules_are_named_after_what_they_are() -> None:
+    assert [relative(p) for p in SOURCES + TESTS if p.stem in VAGUE_NAMES] == []
+
+
+def test_imports_stand_at_the_top() -> None:
+    wrong = [
+        f"{relative(path)}:{node.lineno}"
+        for path in SOURCES + TESTS
+        for function in functions(parsed(path))
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert wrong == []
+
+
+def test_nothing_writes_a_global() -> None:
+    wrong = [
+        f"{relative(path)}:{node.lineno}"
+        for path in SOURCES + TESTS
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Global)
+    ]
+    assert wrong == []
+
+
+def catches_everything(handler: ast.ExceptHandler) -> bool:
+    """`except:`, `except Exception` and `except BaseException`, unless it raises again."""
+    kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    broad = any(kind is None or dotted(kind) in ("Exception", "BaseException") for kind in kinds)
+    last = handler.body[-1]
+    return broad and not (isinstance(last, ast.Raise) and last.exc is None)
+
+
+def suppresses_everything(node: ast.AST) -> bool:
+    if not (isinstance(node, ast.Call) and dotted(node.func).endswith("suppress")):
+        return False
+    return any(dotted(argument) in ("Exception", "BaseException") for argument in node.args)
+
+
+def test_everything_is_caught_only_at_process_edges() -> None:
+    found: dict[str, int] = {}
+    for path in SOURCES:
+        for node in ast.walk(parsed(path)):
+            caught = isinstance(node, ast.ExceptHandler) and catches_everything(node)
+            if caught or suppresses_everything(node):
+                found[relative(path)] = found.get(relative(path), 0) + 1
+    assert found == PROCESS_EDGES
+
+
+def comments(path: Path) -> Iterator[tuple[str, int]]:
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.string, token.start[0]
+
+
+def test_nothing_is_left_for_later() -> None:
+    markers = ("TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK")
+    wrong = [
+        f"{relative(path)}:{line}"
+        for path in SOURCES + TESTS
+        for comment, line in comments(path)
+        if any(marker in comment for marker in markers)
+    ]
+    wrong += [
+        f"{relative(path)}:{node.lineno} raises NotImplementedError"
+        for path in SOURCES
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Raise) and node.exc and "NotImplementedError" in ast.dump(node.exc)
+    ]
+    assert wrong == []
+
+
+def test_public_things_say_what_they_are() -> None:
+    """Modules, and public functions and classes of more than a few lines, have a docstring.
+
+    A `main` does what its module says.
+    """
+    wrong = []
+    for path in SOURCES:
+        tree = parsed(path)
+        if tree.body and not ast.get_docstring(tree):
+            wrong.append(f"{relative(path)} has no docstring")
+        for node in tree.body:
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                continue
+            long = (node.end_lineno or 0) - node.lineno >= 25
+            public = not node.name.startswith("_") and node.name != "main"
+            if long and public and not ast.get_docstring(node):
+                wrong.append(f"{relative(path)}:{node.lineno} {node.name} has no docstring")
+    assert wrong == []
+
+
+def test_money_is_never_a_float() -> None:
+    """No `float(…)` in the rules that price, hold and settle."""
+    money = {"pricing.py", "ledger.py", "settle.py", "audit.py"}
+    wrong = [
+        f"{relative(path)}:{node.lineno}"
+        for path in SOURCES
+        if path.name in money
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call) and dotted(node.func) == "float"
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("source", "caught"),
+    [
+        ("try: pass\nexcept Exception: pass", True),
+        ("try: pass\nexcept: pass", True),
+        ("try: pass\nexcept (ValueError, Exception) as e: print(e)", True),
+        ("try: pass\nexcept BaseException:\n    undo()\n    raise", False),
+        ("try: pass\nexcept ValueError: pass", False),
+    ],
+)
+def test_the_rule_about_catching_tells_them_apart(source: str, caught: bool) -> None:
+    handler = next(n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ExceptHandler))
+    assert catches_everything(handler) is caught
