@@ -7,7 +7,7 @@ everything else a worker does for a stream.
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 
 import aiohttp
 import httpx
@@ -33,6 +33,27 @@ MAX_ERROR_BYTES = 64 * 1024
 NETWORK_ERRORS = (httpx.TransportError, aiohttp.ClientError, OSError)
 
 
+class NoCookies(httpx.Cookies):
+    """Keeps nothing: one tenant's answer must leave no mark on the next one's call."""
+
+    def extract_cookies(self, response: httpx.Response) -> None:
+        """httpx looks for cookies in every answer, which costs more than sending the request."""
+
+
+class Client(httpx.AsyncClient):
+    """httpx's client without its cookie jar."""
+
+    _none = NoCookies()
+
+    @property
+    def cookies(self) -> httpx.Cookies:
+        return self._none
+
+    @cookies.setter
+    def cookies(self, cookies: object) -> None:
+        raise TypeError("this client keeps no cookies")
+
+
 def open_http(settings: Settings) -> httpx.AsyncClient:
     """The one client of a process: no proxy from the environment, no redirects, no cookies."""
     tls = httpx.create_ssl_context(trust_env=False)
@@ -43,7 +64,7 @@ def open_http(settings: Settings) -> httpx.AsyncClient:
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
         )
 
-    return httpx.AsyncClient(
+    return Client(
         transport=AiohttpTransport(verify=tls, client=session),
         timeout=httpx.Timeout(None, connect=settings.connect_timeout_s),
         trust_env=False,
@@ -59,7 +80,6 @@ class Upstream:
         self._response = response
         self._chunks: AsyncIterator[bytes] = aiter(response.stream)
         self._watch = watch
-        self.ended = False
 
     @property
     def status(self) -> int:
@@ -75,11 +95,9 @@ class Upstream:
         said: str = self.headers.get("content-type", EVENT_STREAM)
         return said.startswith(EVENT_STREAM)
 
-    async def read(self) -> bytes:
+    def read(self) -> Awaitable[bytes]:
         """The next bytes. Raises `OutOfTime`, `Silent` or one of `NETWORK_ERRORS`."""
-        chunk = await self._watch.wait(anext(self._chunks, b""))
-        self.ended = not chunk
-        return chunk
+        return self._watch.wait(anext(self._chunks, b""))
 
     async def read_error(self) -> bytes:
         """The body of a refusal, as far as it is worth reading."""
@@ -92,7 +110,6 @@ class Upstream:
         """Read to the end, so that the connection can serve the next call."""
         while await anext(self._chunks, b""):
             pass
-        self.ended = True
 
     async def aclose(self) -> None:
         await self._response.aclose()
