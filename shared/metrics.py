@@ -5,7 +5,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from shared.config import VERSION
 
 MOST_PATHS = 200
-OTHER_PATH = "other"
+OTHER = "other"
 
 HTTP_REQUESTS = Counter(
     "ainfera_http_requests_total",
@@ -60,17 +60,38 @@ class PathLabels:
         if path in self._known:
             return path
         if len(self._known) >= self._most:
-            return OTHER_PATH
+            return OTHER
         self._known.add(path)
         return path
 
 
-_PATHS = PathLabels()
+class RequestCounts:
+    """Counts requests by method, route template and status.
+
+    The children of the two metrics are kept, because finding one by its labels costs more
+    than counting.
+    """
+
+    def __init__(self) -> None:
+        self._paths = PathLabels()
+        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def observe(self, method: str, path: str, status: int, seconds: float) -> None:
+        label = self._paths.label(path)
+        key = (method if method in METHODS else OTHER, label, status)
+        children = self._children.get(key)
+        if children is None:
+            children = self._children[key] = (
+                HTTP_REQUESTS.labels(key[0], label, str(status)),
+                HTTP_DURATION.labels(key[0], label),
+            )
+        children[0].inc()
+        children[1].observe(seconds)
+
+
+_REQUESTS = RequestCounts()
 
 
 def observe_request(method: str, path: str, status: int, seconds: float) -> None:
     """Count one answered request; `path` is the route template, never the path itself."""
-    method = method if method in METHODS else "other"
-    label = _PATHS.label(path)
-    HTTP_REQUESTS.labels(method, label, str(status)).inc()
-    HTTP_DURATION.labels(method, label).observe(seconds)
+    _REQUESTS.observe(method, path, status, seconds)

@@ -15,7 +15,7 @@ from shared.config import Settings
 from shared.db import Database
 from shared.errors import AinferaError
 from shared.ids import mint_id
-from shared.metrics import MOST_PATHS, OTHER_PATH, PathLabels
+from shared.metrics import MOST_PATHS, OTHER, PathLabels
 from tests.ingress.conftest import BASE_URL, OpenApp, SignUp, leave_call
 
 
@@ -155,9 +155,9 @@ def test_only_so_many_paths_have_a_name() -> None:
     assert [paths.label(path) for path in ("/a", "/b", "/c", "/a", "/d")] == [
         "/a",
         "/b",
-        OTHER_PATH,
+        OTHER,
         "/a",
-        OTHER_PATH,
+        OTHER,
     ]
     assert MOST_PATHS == 200
 
