@@ -67,7 +67,7 @@ class Reading(ABC):
         self.complete = False
 
     @abstractmethod
-    def take(self, frames: Iterable[bytes]) -> Iterator[StreamEvent]:
+    def take(self, frames: Iterable[bytes]) -> Iterable[StreamEvent]:
         """The events of the whole frames that one read gave."""
 
     def close(self, rest: bytes = b"") -> Iterator[StreamEvent]:
@@ -184,22 +184,26 @@ class Forwarding(Reading):
         self._tail: list[bytes] | None = None
         self._completed: Completed | None = None
 
-    def take(self, frames: Iterable[bytes]) -> Iterator[StreamEvent]:
+    def take(self, frames: Iterable[bytes]) -> list[StreamEvent]:
         is_plain, is_word, size = self._forms.is_plain, self._forms.is_word, self._forms.size
-        ending: StreamEvent | None = None
+        out, ending = self._out, None
+        forwardable = self._tail is None and self._started is not None
         for frame in frames:
-            if self._tail is None and self._started is not None and is_plain(frame):
-                self._out.append(frame)
+            if forwardable and is_plain(frame):
+                out.append(frame)
                 self._size += size(frame)
                 self._heard = self._heard or is_word(frame)
                 continue
             ending = self._meaning(frame)
             if ending is not None:
                 break
-        if self._heard and (self.speaking or not isinstance(ending, Failed)):
-            yield from self._flush()
+            forwardable = self._tail is None and self._started is not None
+        events: list[StreamEvent] = []
+        if self._heard and out and (self.speaking or not isinstance(ending, Failed)):
+            self._flush(events)
         if ending is not None:
-            yield from self._last(ending)
+            events.extend(self._last(ending))
+        return events
 
     def _closed(self) -> Iterator[StreamEvent]:
         if self._completed is None:
@@ -212,8 +216,6 @@ class Forwarding(Reading):
         if self._completed is not None:
             yield from self._last(self._completed)
             return
-        if self.speaking:
-            yield from self._flush()
         yield from super().broke(failure)
 
     def _meaning(self, frame: bytes) -> StreamEvent | None:
@@ -243,14 +245,16 @@ class Forwarding(Reading):
             self._tail = []
         (self._out if self._tail is None else self._tail).append(frame)
 
-    def _flush(self) -> Iterator[StreamEvent]:
-        if self._out:
-            joined = FRAME_END.join(self._out) + FRAME_END
-            size, self._size = self._size, 0
-            self._out = []
-            self._written += size
-            yield from self._begin()
-            yield Forwarded(joined, size)
+    def _flush(self, events: list[StreamEvent]) -> None:
+        """What is to be forwarded, as one event."""
+        if not self.speaking:
+            events.extend(self._begin())
+        self._out.append(b"")
+        joined = FRAME_END.join(self._out)
+        self._written += self._size
+        events.append(Forwarded(joined, self._size))
+        self._out.clear()
+        self._size = 0
 
     def _last(self, event: StreamEvent) -> Iterator[StreamEvent]:
         if isinstance(event, Completed):
