@@ -97,7 +97,7 @@ def embedded_servers(
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(_claimed(home))
-        identity = _identity(home)
+        identity = servers_identity(home)
         (home / "logs").mkdir(mode=0o700, exist_ok=True)
         sockets = _socket_folder(home)
         _own(sockets, identity)
@@ -150,7 +150,7 @@ def _claimed(home: Path) -> Iterator[None]:
         yield
 
 
-def _identity(home: Path) -> Identity:
+def servers_identity(home: Path) -> Identity:
     """Ourselves; for root, whoever owns the cluster already, else nobody."""
     if os.geteuid() != 0:
         return Identity(os.geteuid(), os.getegid())

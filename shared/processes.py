@@ -85,6 +85,8 @@ def leashed(death_signal: str, identity: Identity | None = None) -> list[str]:
     if identity is not None and borrowed:
         words += [f"--reuid={identity.uid}", f"--regid={identity.gid}", "--clear-groups"]
         words += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+        # else access(2), by which Postgres looks for its programs, would not count the capability
+        words += ["--securebits=+no_setuid_fixup"]
     return words
 
 

@@ -13,8 +13,8 @@ import psutil
 import pytest
 from redis.asyncio import Redis
 
-from shared.embedded import APP_ROLE, OWNER_ROLE, Servers, embedded_servers
-from shared.processes import ServerError
+from shared.embedded import APP_ROLE, OWNER_ROLE, Servers, embedded_servers, servers_identity
+from shared.processes import ServerError, leashed
 
 
 async def test_roles_are_neither_superuser_nor_each_other(servers: Servers) -> None:
@@ -91,6 +91,19 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
         embedded_servers(tmp_path, valkey=False, postgres_options={"no_such_setting": "1"}),
     ):
         pass
+
+
+def test_a_borrowed_identity_passes_through_closed_folders(tmp_path: Path) -> None:
+    """As a clone that root made in a folder closed to others; for anyone else this is plain."""
+    (tmp_path / "closed").mkdir(mode=0o700)
+    program = tmp_path / "closed" / "program"
+    program.touch(mode=0o700)
+    test = f"import os, sys; sys.exit(not os.access({str(program)!r}, os.X_OK))"
+    command = [sys.executable, "-c", test]
+    assert (
+        subprocess.run([*leashed("KILL", servers_identity(tmp_path / "home")), *command]).returncode
+        == 0
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's leash is Linux's")
