@@ -21,6 +21,8 @@ from typing import Any
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
+# `json.dumps` with these options would build an encoder for each call
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 RESERVED = frozenset({"agent_id", "created_at", "event_type", "seq"})
 
 
@@ -51,8 +53,10 @@ def canonical_json(value: Any) -> str:
 
 
 def _refuse_unhashable(value: Any) -> None:
+    if type(value) is str or value is None:
+        return
     match value:
-        case None | bool() | int() | str():
+        case bool() | int() | str():
             return
         case Mapping():
             for key, item in value.items():
