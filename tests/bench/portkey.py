@@ -1,5 +1,6 @@
 """Portkey's gateway beside ours, where npm is at hand: installed for the run, then forgotten."""
 
+import json
 import shutil
 import socket
 import subprocess
@@ -11,6 +12,12 @@ from pathlib import Path
 from tests.bench.stack import Child, StackError, free_port, start_child
 
 PACKAGE = "@portkey-ai/gateway"
+# The newer releases of its HTTP server make this release answer every stream with a 500.
+MANIFEST = {
+    "private": True,
+    "dependencies": {PACKAGE: "1.15.2"},
+    "overrides": {"@hono/node-server": "1.13.8"},
+}
 _INSTALL_TIMEOUT_S = 180.0
 _START_TIMEOUT_S = 30.0
 
@@ -41,9 +48,11 @@ def _install(folder: Path) -> Path:
     if npm is None or shutil.which("node") is None:
         raise NoPortkey("npm or node is not at hand")
     command = [npm, "install", "--no-audit", "--no-fund", "--silent", "--ignore-scripts"]
-    command += ["--prefix", str(folder), PACKAGE]
+    (folder / "package.json").write_text(json.dumps(MANIFEST))
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_TIMEOUT_S)
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=_INSTALL_TIMEOUT_S
+        )
     except subprocess.TimeoutExpired:
         raise NoPortkey(f"npm did not install {PACKAGE} in time") from None
     server = folder / "node_modules" / PACKAGE / "build" / "start-server.js"
