@@ -518,3 +518,29 @@ def test_thinking_is_asked_for_in_the_form_the_claude_model_knows() -> None:
         {**adaptive, "max_tokens": 500}, Dialect.ANTHROPIC, Dialect.ANTHROPIC, "claude-haiku-4-5"
     )
     assert ("thinking" in sent, ignored) == (False, ("thinking",))
+
+
+@pytest.mark.parametrize(
+    ("in_openai", "in_anthropic"),
+    [
+        ("auto", {"type": "auto"}),
+        ("none", {"type": "none"}),
+        ("required", {"type": "any"}),
+        ({"type": "function", "function": {"name": "f"}}, {"type": "tool", "name": "f"}),
+    ],
+)
+@pytest.mark.parametrize("parallel", [True, False])
+def test_tool_choices_mean_the_same_on_both_wires(
+    in_openai: Any, in_anthropic: dict[str, Any], parallel: bool
+) -> None:
+    function = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
+    asked = {**HELLO, "tools": [function], "tool_choice": in_openai}
+    if not parallel:
+        asked["parallel_tool_calls"] = False
+        if in_anthropic["type"] != "none":
+            in_anthropic = {**in_anthropic, "disable_parallel_tool_use": True}
+    sent, ignored = built(asked, Dialect.OPENAI, Dialect.ANTHROPIC)
+    assert (sent["tool_choice"], ignored) == (in_anthropic, ())
+    again, ignored = built(sent, Dialect.ANTHROPIC, Dialect.OPENAI)
+    assert (again["tool_choice"], ignored) == (in_openai, ())
+    assert again.get("parallel_tool_calls", True) is (parallel or in_openai == "none")

@@ -16,6 +16,7 @@ from shared.domain.inference import (
     Started,
     StreamEvent,
     TextDelta,
+    ThinkingDelta,
     ToolCallDelta,
     ToolCallStarted,
     Usage,
@@ -270,3 +271,55 @@ def test_a_simulated_answer_and_fields_not_served_are_told_in_every_dialect() ->
         first = frames[0][1]
         told = first.get("message", first).get("ainfera", first)
         assert (told["simulated"], told["ignored"]) == (True, ["top_k"])
+
+
+def test_a_tool_only_answer_has_no_content_in_openai() -> None:
+    end = Completed(FinishReason.TOOL_CALLS, "tool_use", Usage(1, 1))
+    events: list[StreamEvent] = [Started("up"), ToolCallStarted(0, "a", "f"), end]
+    message = openai.fold(rendered(events, Dialect.OPENAI), CALL, None, None)["choices"][0]
+    assert message["message"]["content"] is None
+    assert message["message"]["tool_calls"][0]["function"] == {"name": "f", "arguments": "{}"}
+    assert message["finish_reason"] == "tool_calls"
+
+
+def test_a_count_that_a_provider_leaves_null_keeps_its_value() -> None:
+    frames = rendered([Started("up", Usage(7, 1, 2, 3)), TextDelta("hi"), END], Dialect.ANTHROPIC)
+    frames[-2][1]["usage"] = {"output_tokens": 9, "input_tokens": None}
+    body = anthropic.fold(frames, CALL, None, None)
+    assert body["usage"] == {
+        "input_tokens": 7,
+        "cache_creation_input_tokens": 3,
+        "cache_read_input_tokens": 2,
+        "output_tokens": 9,
+    }
+    end = parsed(frames, Dialect.ANTHROPIC)[-1]
+    assert isinstance(end, Completed)
+    assert end.usage == Usage(7, 9, 2, 3)
+
+
+def test_a_signature_ends_a_block_of_thinking() -> None:
+    events: list[StreamEvent] = [
+        Started("up"),
+        ThinkingDelta("a"),
+        ThinkingDelta(signature="1"),
+        ThinkingDelta("b"),
+        ThinkingDelta(signature="2"),
+        END,
+    ]
+    want = [
+        {"type": "thinking", "thinking": "a", "signature": "1"},
+        {"type": "thinking", "thinking": "b", "signature": "2"},
+    ]
+    told = native.fold(rendered(events, Dialect.NATIVE), CALL, None, None)
+    assert told["content_blocks"] == want
+    assert read_with_anthropic(rendered(events, Dialect.ANTHROPIC))["content"] == want
+    body = openai.fold(rendered(events, Dialect.OPENAI), CALL, None, None)
+    assert body["choices"][0]["message"]["thinking_blocks"] == want
+    assert body["choices"][0]["message"]["reasoning_content"] == "ab"
+
+
+def test_the_completed_frame_tells_the_cost_as_a_plain_decimal() -> None:
+    end = Completed(FinishReason.STOP, "stop", Usage(1, 1), cost_usd=Decimal("1E-7"))
+    assert rendered([Started("up"), end], Dialect.NATIVE)[-1][1]["cost_usd"] == "0.0000001"
+    estimated = Completed(FinishReason.STOP, "stop", Usage(1, 1, estimated=True))
+    assert rendered([Started("up"), estimated], Dialect.NATIVE)[-1][1]["usage_estimated"] is True
