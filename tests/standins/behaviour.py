@@ -22,7 +22,8 @@ class Behaviour:
     `status` other than 200 refuses with `message`, `error_type` and `retry_after` (seconds).
     `hang` falls silent `before_headers`, `before_first_token` or `midstream`. `cut`, `error_inside`
     and `malformed` break the stream after that many words; -1 is never. `chunk_bytes` splits the
-    answer into writes of that size, `byte_ms` apart. `text` replaces the words. `sample` names a
+    answer into writes of that size, `byte_ms` apart. `late_end_ms` parts the last frame from the
+    bytes that end the response. `text` replaces the words. `sample` names a
     file of `tests/recorded` to be served as it is.
     """
 
@@ -42,6 +43,7 @@ class Behaviour:
     malformed: int = -1
     omit_usage: bool = False
     omit_end: bool = False
+    late_end_ms: float = 0.0
     chunk_bytes: int = 0
     byte_ms: float = 0.0
     crlf: bool = False

@@ -224,6 +224,8 @@ class Connection(asyncio.Protocol):
                 return
             waiting.append(part)
         await self._write(b"".join(waiting), behaviour)
+        if behaviour.late_end_ms:
+            await asyncio.sleep(behaviour.late_end_ms / 1000)
         self._transport.write(b"0\r\n\r\n")
         asked.end("answered")
 

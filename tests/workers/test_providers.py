@@ -231,6 +231,16 @@ async def test_the_client_is_spoken_for_with_our_key_and_its_own_version(
     assert "cookie" not in openai.headers
 
 
+async def test_an_answers_cookies_are_sent_to_nobody(
+    providers: dict[str, Provider], standin: Standin
+) -> None:
+    standin.always(extra_headers=[["set-cookie", "tenant=1; Path=/"]])
+    provider = providers["openai"]
+    for _ in range(2):
+        await events_of(provider, a_call(a_request(Dialect.NATIVE), provider))
+    assert [asked.headers.get("cookie") for asked in standin.requests] == [None, None]
+
+
 async def test_fields_this_wire_has_no_word_for_are_named(providers: dict[str, Provider]) -> None:
     provider = providers["openai"]
     request = a_request(Dialect.ANTHROPIC, top_k=5)
@@ -243,6 +253,7 @@ async def test_fields_this_wire_has_no_word_for_are_named(providers: dict[str, P
 async def test_connections_are_used_again(
     name: str, providers: dict[str, Provider], standin: Standin
 ) -> None:
+    standin.always(late_end_ms=20)
     provider = providers[name]
     for _ in range(3):
         await events_of(provider, a_call(a_request(Dialect.NATIVE), provider))

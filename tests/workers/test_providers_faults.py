@@ -21,6 +21,7 @@ from shared.domain.inference import (
 from tests.standins.calls import KEY, a_call, a_request, canonical, events_of, providers_at, text_of
 from tests.standins.provider import Standin, running_standin
 from workers.providers import Provider
+from workers.providers.watch import Silent, Watch
 
 WIRES = ("anthropic", "openai")
 TOO_LONG = "prompt is too long: 210000 tokens > 200000 maximum"
@@ -299,15 +300,25 @@ async def test_a_call_has_no_more_time_than_is_left_of_it(standin: Standin) -> N
     assert len(standin.requests) == 1
 
 
-async def test_a_slow_reader_is_not_a_silent_provider(standin: Standin) -> None:
-    standin.always(words=2, word_ms=1)
-    async with providers_at(standin, idle_deadline_s=0.3) as providers:
-        provider = providers["openai"]
-        heard = []
-        async for event in provider.stream(a_call(a_request(Dialect.NATIVE), provider)):
-            heard.append(event)
-            await asyncio.sleep(0.35)
-    assert isinstance(heard[-1], Completed)
+async def test_a_slow_reader_is_not_a_silent_provider() -> None:
+    """Only time spent waiting is silence, however long the reader was busy between."""
+    watch = Watch(total_s=60, idle_s=0.8)
+    await watch.wait(asyncio.sleep(0.05))
+    await asyncio.sleep(1.0)
+    await watch.wait(asyncio.sleep(0.4))
+    with pytest.raises(Silent):
+        await watch.wait(asyncio.Event().wait())
+    watch.close()
+
+
+async def test_a_reader_that_is_cancelled_for_another_reason_is_cancelled() -> None:
+    watch = Watch(total_s=60, idle_s=60)
+    task = asyncio.create_task(watch.wait(asyncio.Event().wait()))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    watch.close()
 
 
 @both
