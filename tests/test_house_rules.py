@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from shared.config import PROVIDER_SETTINGS, Settings
+
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("ingress", "workers", "shared", "migrations")
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
@@ -286,3 +288,10 @@ def test_money_is_never_a_float() -> None:
 def test_the_rule_about_catching_tells_them_apart(source: str, caught: bool) -> None:
     handler = next(n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ExceptHandler))
     assert catches_everything(handler) is caught
+
+
+def test_the_readme_names_every_setting() -> None:
+    readme = (ROOT / "README.md").read_text()
+    names = {str(field.validation_alias) for field in Settings.model_fields.values()}
+    names |= {name for row in PROVIDER_SETTINGS.values() for name in row[:2]}
+    assert {name for name in names if f"`{name}`" not in readme} == set()

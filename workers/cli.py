@@ -5,15 +5,20 @@ import json
 import os
 import sys
 from enum import StrEnum
+from secrets import token_urlsafe
 from typing import Annotated, NoReturn
 
 import httpx
 import typer
+from arq.worker import async_check_health
 
 import migrations
 from shared.catalog import seed_catalog
 from shared.config import Settings
+from shared.queue import BOOKS_QUEUE, INFERENCE_QUEUE, redis_settings
 from workers.development import new_secrets, say, up
+
+COMPOSE_PASSWORDS = ("POSTGRES_PASSWORD", "OWNER_PASSWORD", "APP_PASSWORD", "REDIS_PASSWORD")
 
 main = typer.Typer(
     no_args_is_help=True,
@@ -42,6 +47,12 @@ def up_command() -> None:
 
 
 class Worker(StrEnum):
+    INFERENCE = "inference"
+    BOOKS = "books"
+
+
+class Process(StrEnum):
+    WEB = "web"
     INFERENCE = "inference"
     BOOKS = "books"
 
@@ -82,15 +93,46 @@ def seed() -> None:
 
 
 @main.command()
-def secrets() -> None:
+def secrets(
+    compose: Annotated[
+        bool, typer.Option("--compose", help="Also the passwords that compose.yaml asks for.")
+    ] = False,
+) -> None:
     """Print fresh keys to put into the environment of every process.
 
     The master key seals what is stored encrypted: lose it, and that is lost.
 
-    Example: fleet secrets > secrets.env
+    Example: fleet secrets --compose > .env
     """
-    for name, value in new_secrets().items():
+    values = new_secrets()
+    if compose:
+        values |= {name: token_urlsafe(24) for name in COMPOSE_PASSWORDS}
+    for name, value in values.items():
         say(f"{name}={value}")
+
+
+@main.command()
+def health(
+    process: Annotated[Process, typer.Argument(help="Which process.")],
+) -> None:
+    """Exit 0 if a process is well, for a container's health check.
+
+    The ingress is asked at /ready; a worker has to have said lately that it is there.
+
+    Example: fleet health inference
+    """
+    settings = Settings()
+    if process is Process.WEB:
+        try:
+            well = httpx.get(f"http://127.0.0.1:{settings.port}/ready").is_success
+        except httpx.TransportError:
+            well = False
+    else:
+        queue = {Process.INFERENCE: INFERENCE_QUEUE, Process.BOOKS: BOOKS_QUEUE}[process]
+        redis = redis_settings(settings.redis_url)
+        well = asyncio.run(async_check_health(redis, queue_name=queue)) == 0
+    if not well:
+        fail(f"{process} is not well.")
 
 
 @main.command()
