@@ -31,11 +31,13 @@ log = logging.getLogger(__name__)
 class Asking:
     """What has come of asking `candidate` so far. `held_usd` is the hold it is metered against."""
 
-    def __init__(self, call: Call, plan: Plan, candidate: Candidate, deps: Deps) -> None:
+    def __init__(
+        self, call: Call, plan: Plan, candidate: Candidate, held_usd: Decimal, deps: Deps
+    ) -> None:
         self.call = call
         self.plan = plan
         self.candidate = candidate
-        self.held_usd = plan.hold_usd
+        self.held_usd = held_usd
         self.written = 0
         self.last: StreamEvent | None = None
         self.first_word_at: float | None = None
@@ -137,7 +139,7 @@ async def ask(asking: Asking, deps: Deps) -> Completed | Failed:
             if isinstance(event, Completed | Failed):
                 return event
             call.answer.tell(event)
-            if asking.outgrows_hold() and not await extended(asking, deps):
+            if asking.outgrows_hold() and not await extended(asking, asking.held_usd, deps):
                 return Failed(out_of_money())
     return Failed(
         ProviderError(
@@ -162,9 +164,17 @@ def call_info(call: Call, candidate: Candidate, simulated: bool, deps: Deps) -> 
     )
 
 
-async def extended(asking: Asking, deps: Deps) -> bool:
-    """Double the hold of an answer that outgrows it; False where the wallet or a cap refuses."""
-    extra: Decimal = asking.held_usd
+async def hold_covers(needed_usd: Decimal, asking: Asking, deps: Deps) -> bool:
+    """Whether a fallback may be asked: it can be dearer than what was held for the first."""
+    missing = needed_usd - asking.held_usd
+    return missing <= 0 or await extended(asking, missing, deps)
+
+
+async def extended(asking: Asking, extra: Decimal, deps: Deps) -> bool:
+    """Enlarge the hold by `extra` USD; False where the wallet or a cap refuses.
+
+    An answer that outgrows its hold doubles it.
+    """
     result = await deps.ledger.extend(asking.call.inference_id, asking.call.attempt, extra)
     if result != "EXTENDED":
         log.warning("hold_not_extended", extra={"result": result})

@@ -1,6 +1,7 @@
 """What a job may use: one frozen object, the only key of ours in arq's `ctx`."""
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,32 +12,45 @@ from shared.stream import Publisher
 from workers.ledger import Ledger
 from workers.providers import Provider
 
+# Orders to stop that are kept, for calls that this process may only claim later.
+ORDERS_KEPT = 10_000
+
 
 class Cancellations:
-    """The running inferences of this process, so that a client that left can stop its own."""
+    """Orders to stop, given for clients that left, and the calls here that they may be about.
+
+    An order can come before its call is asked of a provider: while it waits in the queue or for
+    its hold. So every process keeps the newest orders, whether or not it knows the call.
+    """
 
     def __init__(self) -> None:
         self._running: dict[str, asyncio.Task[object]] = {}
-        self._cancelled: set[str] = set()
+        self._cancelled: OrderedDict[str, None] = OrderedDict()
 
     @contextmanager
     def watch(self, inference_id: str) -> Iterator[None]:
-        """While the block runs, `cancel(inference_id)` cancels the current task."""
+        """While the block runs, `cancel(inference_id)` cancels the current task; at once, if the
+        order came earlier."""
         task = asyncio.current_task()
         assert task is not None
         self._running[inference_id] = task
+        if inference_id in self._cancelled:
+            task.cancel()
         try:
             yield
         finally:
             del self._running[inference_id]
-            self._cancelled.discard(inference_id)
 
     def cancel(self, inference_id: str) -> bool:
         """Stop one inference once; False if it does not run here or was stopped already."""
-        task = self._running.get(inference_id)
-        if task is None or inference_id in self._cancelled:
+        if inference_id in self._cancelled:
             return False
-        self._cancelled.add(inference_id)
+        self._cancelled[inference_id] = None
+        if len(self._cancelled) > ORDERS_KEPT:
+            self._cancelled.popitem(last=False)
+        task = self._running.get(inference_id)
+        if task is None:
+            return False
         task.cancel()
         return True
 

@@ -27,7 +27,7 @@ from shared.errors import (
 from shared.log import bind_inference, bind_trace
 from shared.queue import Envelope
 from workers.answer import Answer
-from workers.asking import Asking, ask
+from workers.asking import Asking, ask, hold_covers
 from workers.call import Call, Ending, Outcome
 from workers.deps import Deps
 from workers.ledger import Held
@@ -51,8 +51,7 @@ async def run_inference(ctx: Mapping[str, Any], inference_id: str) -> None:
         return
     call = take_up(payload, ctx["job_try"], deps)
     try:
-        with deps.cancellations.watch(inference_id):
-            await carry_out(call, deps)
+        await carry_out(call, deps)
     except AinferaError as refused:
         call.answer.fail(refused.failure())
     except Exception:  # a bug: the client must not wait for an answer that will never come
@@ -135,27 +134,29 @@ def refused_by_ledger(held: Held, plan: Plan) -> Ending | None:
 
 async def ask_until_answered(call: Call, plan: Plan, deps: Deps) -> Ending:
     """Ask the chosen model, then the fallbacks in order, but never after the first word."""
+    held_usd = plan.hold_usd
     for asked, candidate in enumerate(plan.candidates):
-        asking = Asking(call, plan, candidate, deps)
+        asking = Asking(call, plan, candidate, held_usd, deps)
         try:
-            last = await ask(asking, deps)
+            with deps.cancellations.watch(call.inference_id):
+                last = await ask(asking, deps)
         except asyncio.CancelledError:
-            if not deps.cancellations.was_cancelled(str(call.envelope.inference_id)):
+            if not deps.cancellations.was_cancelled(call.inference_id):
                 raise
             current = asyncio.current_task()
             assert current is not None
             current.uncancel()
             return asking.ending(Outcome.CANCELLED, None)
-        is_last = asked + 1 == len(plan.candidates)
         if isinstance(last, Completed):
             return asking.ending(Outcome.SUCCEEDED, None)
-        if is_last or not may_fall_back(last, asking):
+        fallback = next(iter(plan.candidates[asked + 1 :]), None)
+        if fallback is None or not may_fall_back(last, asking):
             return asking.ending(outcome_of(asking), last.failure)
+        if not await hold_covers(plan.hold_for(fallback), asking, deps):
+            return asking.ending(outcome_of(asking), last.failure)
+        held_usd = asking.held_usd
         call.asked.append(asking.in_vain(last.failure))
-        log.warning(
-            "provider_fallback",
-            extra={"model": candidate.slug, "next": plan.candidates[asked + 1].slug},
-        )
+        log.warning("provider_fallback", extra={"model": candidate.slug, "next": fallback.slug})
     raise AssertionError("a plan without candidates has a refusal")
 
 

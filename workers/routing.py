@@ -37,6 +37,10 @@ class Plan:
     def estimated_input_tokens(self) -> int:
         return self.features.input_tokens
 
+    def hold_for(self, candidate: Candidate) -> Decimal:
+        """The money to hold before this one of the models is asked, in USD."""
+        return _hold_for(self.features, candidate)
+
 
 def plan_call(call: Call, deps: Deps) -> Plan:
     """Decide for a routed call, look up for a pinned one; pure but for what `deps` holds."""
@@ -77,5 +81,11 @@ def _priced(
         decision=decision,
         candidates=candidates,
         projected_usd=projected_cost(chosen.prices, asked.input_tokens, reserved),
-        hold_usd=hold_amount(chosen.prices, asked.input_tokens, reserved),
+        hold_usd=_hold_for(asked, chosen),
     )
+
+
+def _hold_for(asked: RequestFeatures, candidate: Candidate) -> Decimal:
+    assert candidate.prices is not None, "no model without a price is ever planned"
+    reserved = min(asked.reserved_output_tokens, candidate.max_output_tokens)
+    return hold_amount(candidate.prices, asked.input_tokens, reserved)
