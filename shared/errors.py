@@ -1,33 +1,33 @@
 """The errors a client can meet. Each leaf knows its status, its code and whether to retry.
 
-    AinferaError
-    ├── InvalidBody             400  invalid_request
-    ├── MissingSignatureHeader  400  missing_signature_header
-    ├── Unauthorized
-    │   ├── InvalidApiKey       401  invalid_api_key
-    │   ├── InvalidInternalKey  401  invalid_internal_key
-    │   └── InvalidSignature    401  invalid_signature
-    ├── InsufficientFunds       402  insufficient_funds
-    ├── SpendPolicyExceeded     403  spend_policy_exceeded
-    ├── Forbidden               403  forbidden
-    ├── NotFound                404  not_found
-    ├── UnknownRail             404  unknown_rail
-    ├── IdempotencyConflict     409  idempotency_conflict
-    ├── RequestTooLarge         413  request_too_large
-    ├── Unroutable
-    │   ├── ModelUnavailable      422  model_unavailable
-    │   ├── NoCandidateClearsFloor 422 no_candidate_clears_floor
-    │   ├── NoCandidateEnrolled   422  no_candidate_enrolled
-    │   └── ToolsNotSupported     422  tools_not_supported_by_backend
-    ├── RateLimited             429  rate_limited               retryable
-    ├── InternalError           500  internal_error             retryable
-    ├── ProviderError           502  provider_error             retryable
-    ├── Unavailable             503, with Retry-After           retryable
-    │   ├── Overloaded               overloaded
-    │   ├── Draining                 draining
-    │   ├── PaymentsDormant          payments_dormant
-    │   └── KillswitchEngaged        cost_killswitch_engaged
-    └── DeadlineExceeded        504  deadline_exceeded          retryable
+AinferaError
+├── InvalidBody             400  invalid_request
+├── MissingSignatureHeader  400  missing_signature_header
+├── Unauthorized
+│   ├── InvalidApiKey       401  invalid_api_key
+│   ├── InvalidInternalKey  401  invalid_internal_key
+│   └── InvalidSignature    401  invalid_signature
+├── InsufficientFunds       402  insufficient_funds
+├── SpendPolicyExceeded     403  spend_policy_exceeded
+├── Forbidden               403  forbidden
+├── NotFound                404  not_found
+├── UnknownRail             404  unknown_rail
+├── IdempotencyConflict     409  idempotency_conflict
+├── RequestTooLarge         413  request_too_large
+├── Unroutable
+│   ├── ModelUnavailable      422  model_unavailable
+│   ├── NoCandidateClearsFloor 422 no_candidate_clears_floor
+│   ├── NoCandidateEnrolled   422  no_candidate_enrolled
+│   └── ToolsNotSupported     422  tools_not_supported_by_backend
+├── RateLimited             429  rate_limited               retryable
+├── InternalError           500  internal_error             retryable
+├── ProviderError           502  provider_error             retryable
+├── Unavailable             503, with Retry-After           retryable
+│   ├── Overloaded               overloaded
+│   ├── Draining                 draining
+│   ├── PaymentsDormant          payments_dormant
+│   └── KillswitchEngaged        cost_killswitch_engaged
+└── DeadlineExceeded        504  deadline_exceeded          retryable
 """
 
 from typing import Any, ClassVar
