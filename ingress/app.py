@@ -32,6 +32,8 @@ DIALECT_OF_PATH = {
     "/v1/messages/count_tokens": Dialect.ANTHROPIC,
     "/v1/chat/completions": Dialect.OPENAI,
 }
+# What no provider call may take is not slow but lost.
+LOST_AFTER_S = 30.0
 ROUTERS = (inference, discovery, agents, wallets, reads, operations)
 
 
@@ -61,7 +63,9 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
     redis = Redis.from_url(settings.redis_url)
     db = Database(settings)
     keyring = KeyCache(db)
-    relay = Relay(redis)
+    relay = Relay(
+        redis, settings.ping_interval_s, patience_s=settings.call_deadline_s + LOST_AFTER_S
+    )
 
     def obey(order: Mapping[str, Any]) -> None:
         if order["type"] == KEY_REVOKED:

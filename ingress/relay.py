@@ -9,15 +9,13 @@ text that does not belong together.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from uuid import UUID, uuid4
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from shared.domain.inference import Failure
-from shared.errors import ProviderError
+from shared.errors import DeadlineExceeded, ProviderError
 from shared.stream import Record, RecordKind, number_frames, pack_failure, unpack_records
 
 log = logging.getLogger(__name__)
@@ -33,21 +31,32 @@ def _broken_off(reason: str) -> Failure:
     ).failure()
 
 
+def _overdue() -> Failure:
+    return DeadlineExceeded(
+        "The answer was not finished in time; what was used is settled."
+    ).failure()
+
+
+# what a client is sent next; a ping has no kind
+Chunk = tuple[RecordKind | None, bytes]
+
+
 class Reply:
     """One client's end of one inference: records in, chunks out."""
 
-    def __init__(self, inference_id: bytes) -> None:
+    def __init__(self, inference_id: bytes, *, pings: bool = False, now: float = 0.0) -> None:
         self.inference_id = inference_id
+        self.pings = pings
+        self.expected_at = self.last_heard = now
         self.opened: bytes | None = None
         self.ended = False
         self.gone = False
         self._attempt = 0
         self._expected = 0
         self._sent_data = False
-        self._chunks: deque[tuple[RecordKind, bytes]] = deque()
+        self._chunks: deque[Chunk] = deque()
         self._unread = 0
         self._waiter: asyncio.Future[None] | None = None
-        self.last_heard = 0.0
 
     @property
     def next_seq(self) -> int:
@@ -60,14 +69,14 @@ class Reply:
             return
         if record.attempt > self._attempt:
             if self._sent_data:
-                self._end(_broken_off("its worker was lost after the first token"))
+                self.end(_broken_off("its worker was lost after the first token"))
                 return
             self._attempt, self._expected, self.opened = record.attempt, 0, None
             self._chunks.clear()
         if record.seq < self._expected:
             return
         if record.seq > self._expected:
-            self._end(_broken_off("a part of it was lost on the way"))
+            self.end(_broken_off("a part of it was lost on the way"))
             return
         self._expected += 1
         self.last_heard = now
@@ -87,13 +96,21 @@ class Reply:
             self._put(RecordKind.FAIL, record.body)
         self._notify()
 
-    def _put(self, kind: RecordKind, body: bytes) -> None:
+    def ping(self, now: float) -> None:
+        """Nothing came for long: let the client hear that somebody is still there."""
+        if self.pings and not self.ended and not self._chunks:
+            self.last_heard = now
+            self._put(None, b"")
+            self._notify()
+
+    def _put(self, kind: RecordKind | None, body: bytes) -> None:
         self._chunks.append((kind, body))
         self._unread += len(body)
         if self._unread > MAX_UNREAD_BYTES:
             self.hang_up()
 
-    def _end(self, failure: Failure) -> None:
+    def end(self, failure: Failure) -> None:
+        """Break the answer off."""
         self.ended = True
         self._put(RecordKind.FAIL, pack_failure(failure))
         self._notify()
@@ -108,39 +125,27 @@ class Reply:
         self._chunks.clear()
         self._notify()
 
-    async def _news(self, timeout: float | None) -> bool:
+    async def _news(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
         try:
-            if timeout is None:
-                await self._waiter
-            else:
-                async with asyncio.timeout(timeout):
-                    await self._waiter
-        except TimeoutError:
-            return False
+            await self._waiter
         finally:
             self._waiter = None
-        return True
 
-    async def wait_opened(self, timeout: float) -> bool:
-        """Wait until it is known what the answer will be; False if `timeout` seconds passed."""
-        deadline = asyncio.get_running_loop().time() + timeout
+    async def wait_opened(self) -> None:
+        """Wait until it is known what the answer will be, or for the first ping."""
         while self.opened is None and not self._chunks and not self.gone:
-            left = deadline - asyncio.get_running_loop().time()
-            if left <= 0 or not await self._news(left):
-                return self.opened is not None or bool(self._chunks) or self.gone
-        return True
+            await self._news()
 
-    async def next(self, timeout: float | None) -> tuple[RecordKind, bytes] | None:
-        """The next chunk, joined with those behind it; None after `timeout` seconds of silence.
+    async def next(self) -> Chunk:
+        """The next chunk, joined with those behind it.
 
         Raises `ConnectionAbortedError` once the client is gone.
         """
         while not self._chunks:
             if self.gone:
                 raise ConnectionAbortedError
-            if not await self._news(timeout):
-                return None
+            await self._news()
         kind, body = self._chunks.popleft()
         self._unread -= len(body)
         if kind is not RecordKind.DATA or not self._chunks:
@@ -155,42 +160,51 @@ class Reply:
 class Relay:
     """The process's one subscription, and the replies that wait on it."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, ping_interval_s: float, patience_s: float) -> None:
         self.channel = f"ainfera:reply:{uuid4().hex}"
         self._redis = redis
+        self._ping_interval_s = ping_interval_s
+        self._patience_s = patience_s
         self._replies: dict[bytes, Reply] = {}
         self._subscribed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Subscribe; returns when the store has confirmed it."""
-        self._task = asyncio.create_task(self._listen(), name="relay")
+        self._tasks = [
+            asyncio.create_task(self._listen(), name="relay"),
+            asyncio.create_task(self._look_after(), name="pings"),
+        ]
         await self._subscribed.wait()
 
     async def aclose(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
     def open_replies(self) -> int:
         return len(self._replies)
 
-    @contextmanager
-    def reply(self, inference_id: UUID) -> Iterator[Reply]:
-        """A reply that hears of `inference_id` until the block ends."""
-        reply = self.expect(inference_id)
-        try:
-            yield reply
-        finally:
-            self.forget(reply)
-
-    def expect(self, inference_id: UUID) -> Reply:
-        reply = self._replies[inference_id.bytes] = Reply(inference_id.bytes)
+    def expect(self, inference_id: UUID, *, pings: bool = False) -> Reply:
+        """A reply that hears of `inference_id` until it is forgotten."""
+        now = asyncio.get_running_loop().time()
+        reply = self._replies[inference_id.bytes] = Reply(inference_id.bytes, pings=pings, now=now)
         return reply
 
     def forget(self, reply: Reply) -> None:
         self._replies.pop(reply.inference_id, None)
+
+    async def _look_after(self) -> None:
+        """One timer for all replies: pings for the silent, an end for those nobody answers."""
+        while True:
+            await asyncio.sleep(self._ping_interval_s / 4)
+            now = asyncio.get_running_loop().time()
+            for reply in list(self._replies.values()):
+                if now - reply.expected_at > self._patience_s and not reply.ended:
+                    reply.end(_overdue())
+                elif now - reply.last_heard >= self._ping_interval_s * 3 / 4:
+                    reply.ping(now)
 
     async def _listen(self) -> None:
         while True:

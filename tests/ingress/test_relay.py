@@ -1,5 +1,6 @@
 """The relay keeps an answer in one piece, or ends it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from uuid import uuid4
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from ingress.relay import MAX_UNREAD_BYTES, Relay, Reply
+from ingress.relay import MAX_UNREAD_BYTES, Chunk, Relay, Reply
 from shared.stream import Record, RecordKind, unpack_failure, unpack_records
 
 ID = uuid4().bytes
@@ -26,13 +27,13 @@ def told(*records: Record) -> Reply:
     return reply
 
 
-async def drain(reply: Reply) -> list[tuple[RecordKind, bytes]]:
+async def drain(reply: Reply) -> list[Chunk]:
     found = []
-    while (chunk := await reply.next(0.01)) is not None:
-        found.append(chunk)
-        if chunk[0] is not RecordKind.DATA:
-            break
-    return found
+    while True:
+        async with asyncio.timeout(5):
+            found.append(await reply.next())
+        if found[-1][0] is not RecordKind.DATA:
+            return found
 
 
 async def test_an_answer_comes_whole_and_its_frames_bear_the_seq_to_resume_after() -> None:
@@ -90,13 +91,21 @@ async def test_a_client_that_does_not_read_is_dropped_alone() -> None:
         record(RecordKind.OPEN, 0, b"{}"), record(RecordKind.DATA, 1, b"x" * (MAX_UNREAD_BYTES + 1))
     )
     with pytest.raises(ConnectionAbortedError):
-        await reply.next(0.01)
+        await reply.next()
 
 
-async def test_silence_is_told_apart_from_the_end() -> None:
-    reply = Reply(ID)
-    assert not await reply.wait_opened(0.01)
-    assert await reply.next(0.01) is None
+async def test_a_silent_stream_is_pinged_and_a_folded_answer_never_is() -> None:
+    stream, folded = Reply(ID, pings=True), Reply(ID)
+    for reply in (stream, folded):
+        reply.ping(now=7.0)
+        reply.ping(now=8.0)
+    await stream.wait_opened()
+    assert stream.opened is None
+    assert await stream.next() == (None, b"")
+    folded.feed(record(RecordKind.FAIL, 0, b"broken"), now=9.0)
+    stream.feed(record(RecordKind.FAIL, 0, b"broken"), now=9.0)
+    assert await folded.next() == (RecordKind.FAIL, b"broken")
+    assert await stream.next() == (RecordKind.FAIL, b"broken")
 
 
 @given(st.lists(st.tuples(st.binary(max_size=40), st.integers(0, 2**32 - 1)), max_size=8))
@@ -108,7 +117,7 @@ def test_records_survive_the_wire(parts: list[tuple[bytes, int]]) -> None:
 @pytest_asyncio.fixture(loop_scope="session")
 async def relay(redis_url: str) -> AsyncIterator[Relay]:
     redis = Redis.from_url(redis_url)
-    relay = Relay(redis)
+    relay = Relay(redis, ping_interval_s=0.04, patience_s=0.2)
     await relay.start()
     yield relay
     await relay.aclose()
@@ -127,7 +136,17 @@ async def test_the_subscription_stands_before_anything_is_published(
         + Record(inference_id.bytes, 1, RecordKind.DONE, 1, b"body").pack(),
     )
     assert heard == 1
-    assert await reply.next(5) == (RecordKind.DONE, b"body")
+    assert await reply.next() == (RecordKind.DONE, b"body")
     relay.forget(reply)
     assert relay.open_replies == 0
     await redis.aclose()
+
+
+async def test_an_answer_that_nobody_gives_ends_in_pings_and_an_error(relay: Relay) -> None:
+    reply = relay.expect(uuid4(), pings=True)
+    async with asyncio.timeout(10):
+        assert await reply.next() == (None, b"")
+        while (chunk := await reply.next()) == (None, b""):
+            pass
+    assert chunk[0] is RecordKind.FAIL
+    assert unpack_failure(chunk[1]).code == "deadline_exceeded"
