@@ -11,8 +11,8 @@ no pool that resets a connection.
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, TypeAlias
@@ -51,6 +51,7 @@ TRANSIENT = (
     asyncpg.InsufficientResourcesError,
     asyncpg.TransactionRollbackError,
     asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InvalidCachedStatementError,
 )
 
 
@@ -127,31 +128,34 @@ class Database:
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """One submitted item. `dropped` says that nobody wants it any more and it was not yet sent."""
+    """One submitted item as JSON. `given_up`: its submitter has had another answer since."""
 
     key: str
-    item: Mapping[str, Any]
+    text: bytes = field(repr=False)
     answer: asyncio.Future[Record] = field(repr=False)
-    dropped: bool = False
+    given_up: bool = False
 
-    def resolve(self, record: Record) -> None:
-        if not self.answer.done():
+    def resolve(self, record: Record | None) -> None:
+        if record is None:
+            self.fail(LookupError(f"the database said nothing about inference {self.key}"))
+        elif not self.answer.done():
             self.answer.set_result(record)
 
     def fail(self, error: Exception) -> None:
         if not self.answer.done():
             self.answer.set_exception(error)
+            self.answer.exception()  # seen: the submitter may be gone
 
 
 class Committer:
     """Calls one SQL function of the form `fn(batch jsonb)` for whatever waits, at most 32 items.
 
     There is no timer: while one batch is under way, the next one gathers. Every item has an
-    `inference_id`, by which its row of the answer is found. A batch that Postgres refuses is
-    tried again item by item, so that one bad item fails alone. After a lost connection the batch
-    is sent again over a new one, for as long as it takes; `patience_s` limits how long an item
-    waits before its submitter gets `Overloaded` (503). None is forever: for work that is
-    finished and must be written.
+    `inference_id`, by which its row of the answer is found; two items of one inference never
+    travel together. A batch that Postgres refuses is tried again item by item, so that one bad
+    item fails alone. After a lost connection the batch is sent again over a new one, for as long
+    as it takes; `patience_s` limits how long an item waits before its submitter gets
+    `Overloaded` (503). None is forever: for work that is finished and must be written.
     """
 
     def __init__(
@@ -169,8 +173,10 @@ class Committer:
         self._function = function
         self._patience_s = patience_s
         self._batch_limit = batch_limit
-        self._queue: asyncio.Queue[_Waiting | None] = asyncio.Queue(queue_limit)
-        self._aside: list[_Waiting] = []
+        self._room = asyncio.Semaphore(queue_limit)
+        self._wake = asyncio.Event()
+        self._waiting: deque[_Waiting] = deque()
+        self._sending: list[_Waiting] = []
         self._connection: Connection | None = None
         self._statement: Statement | None = None
         self._task: asyncio.Task[None] | None = None
@@ -187,68 +193,58 @@ class Committer:
         A submitted item is written even if its submitter is cancelled. Raises `Overloaded` when
         patience ran out, `Draining` after `aclose`, or what Postgres said of this very item.
         """
-        if self._closing or self._task is None:
-            raise Draining("The database connection of this process is closing.")
-        answer = asyncio.get_running_loop().create_future()
-        waiting = _Waiting(str(item["inference_id"]), item, answer)
+        waiting = _Waiting(
+            str(item["inference_id"]),
+            orjson.dumps(item, default=_plain),
+            asyncio.get_running_loop().create_future(),
+        )
         try:
-            async with asyncio.timeout(self._patience_s):
-                await self._queue.put(waiting)
-                return await asyncio.shield(answer)
+            async with asyncio.timeout(self._patience_s), self._room:
+                if self._closing or self._task is None or self._task.done():
+                    raise Draining("This process is closing its connection to the database.")
+                self._waiting.append(waiting)
+                self._wake.set()
+                return await asyncio.shield(waiting.answer)
         except TimeoutError:
-            waiting.dropped = True
+            waiting.given_up = True
             raise Overloaded("The database does not answer at the moment.") from None
 
     async def aclose(self, grace_s: float = 10.0) -> None:
         """Finish what was submitted, for at most `grace_s`, then close the connection."""
-        if self._task is None or self._closing:
-            return
         self._closing = True
-        with suppress(TimeoutError):
-            async with asyncio.timeout(grace_s):
-                await self._queue.put(None)
-                await asyncio.shield(self._task)
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
-        await self._disconnect()
-        while not self._queue.empty():
-            if waiting := self._queue.get_nowait():
-                self._aside.append(waiting)
-        for waiting in self._aside:
-            waiting.fail(Draining("The process ended before the database answered."))
+        self._wake.set()
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=grace_s)
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._disconnect()
 
     async def _work(self) -> None:
-        while batch := await self._take():
-            try:
+        try:
+            while batch := await self._take():
+                self._sending = batch
                 await self._commit(batch)
-            finally:
-                # only of use when cancelled in the middle: nobody may wait for ever
-                self._aside.extend(waiting for waiting in batch if not waiting.answer.done())
+        finally:
+            # nobody waits for ever, however this task ends
+            for waiting in (*self._sending, *self._waiting):
+                waiting.fail(Draining("The process ended before the database answered."))
 
     async def _take(self) -> list[_Waiting]:
-        """Whatever waits, each inference once, in order of arrival; empty when all is done."""
-        batch: dict[str, _Waiting] = {}
-        later: list[_Waiting] = []
-        for waiting in self._aside:
-            self._add(waiting, batch, later)
-        self._aside = later
-        while not batch or (len(batch) < self._batch_limit and not self._queue.empty()):
-            arrived = await self._queue.get()
-            if arrived is None:
-                if batch or later:
-                    self._queue.put_nowait(None)
-                break
-            self._add(arrived, batch, later)
-        return list(batch.values())
-
-    def _add(self, waiting: _Waiting, batch: dict[str, _Waiting], later: list[_Waiting]) -> None:
-        if waiting.dropped:
-            return
-        if waiting.key in batch or len(batch) >= self._batch_limit:
-            later.append(waiting)
-        else:
-            batch[waiting.key] = waiting
+        """What waits, in order of arrival; empty when the committer closes and all is done."""
+        while True:
+            batch: dict[str, _Waiting] = {}
+            later: list[_Waiting] = []
+            while self._waiting and len(batch) < self._batch_limit:
+                waiting = self._waiting.popleft()
+                if waiting.key in batch:
+                    later.append(waiting)
+                elif not waiting.given_up:
+                    batch[waiting.key] = waiting
+            self._waiting.extendleft(reversed(later))
+            if batch or self._closing:
+                return list(batch.values())
+            self._wake.clear()
+            await self._wake.wait()
 
     async def _commit(self, batch: Sequence[_Waiting]) -> None:
         try:
@@ -263,24 +259,25 @@ class Committer:
 
     async def _send(self, batch: Sequence[_Waiting]) -> None:
         """One call for all of them, repeated until Postgres gave an answer, good or bad."""
-        payload = orjson.dumps([waiting.item for waiting in batch], default=_plain).decode()
         backoff = FIRST_BACKOFF_S
-        while True:
+        while wanted := [waiting for waiting in batch if not waiting.given_up]:
+            payload = (b"[" + b",".join(waiting.text for waiting in wanted) + b"]").decode()
             try:
                 statement = self._statement or await self._connect()
                 records = await statement.fetch(payload, timeout=CALL_TIMEOUT_S)
             except TRANSIENT as error:
                 log.warning(
-                    "database_away", extra={"function": self._function, "error": repr(error)}
+                    "database_away",
+                    extra={"function": self._function, "error": type(error).__name__},
                 )
-                await self._disconnect()
+                self._disconnect()
                 await asyncio.sleep(backoff)
                 backoff = min(backoff * 2, LAST_BACKOFF_S)
-            else:
-                break
-        found = {str(record["inference_id"]): record for record in records}
-        for waiting in batch:
-            waiting.resolve(found[waiting.key])
+                continue
+            found = {str(record["inference_id"]): record for record in records}
+            for waiting in wanted:
+                waiting.resolve(found.get(waiting.key))
+            return
 
     async def _connect(self) -> Statement:
         self._connection = await self._db.connect_raw(f"{APPLICATION_NAME} {self._function}")
@@ -289,7 +286,7 @@ class Committer:
         )
         return self._statement
 
-    async def _disconnect(self) -> None:
+    def _disconnect(self) -> None:
         connection, self._connection, self._statement = self._connection, None, None
         if connection is not None:
             connection.terminate()

@@ -27,6 +27,7 @@ from sqlmodel import Field, SQLModel
 
 METADATA = SQLModel.metadata
 EMPTY: Any = text("'{}'")
+NEW_ID: Any = text("new_id()")
 
 
 def money(*, optional: bool = False, default: int | None = None) -> Any:
@@ -156,7 +157,7 @@ class TransferRow(SQLModel, table=True):
         Index("transfers_credit_account_idx", "credit_account", "created_at"),
     )
 
-    id: UUID = Field(primary_key=True)
+    id: UUID = Field(primary_key=True, sa_column_kwargs={"server_default": NEW_ID})
     tenant_id: UUID
     debit_account: UUID
     credit_account: UUID
@@ -292,7 +293,7 @@ class AuditEventRow(SQLModel, table=True):
     __tablename__ = "audit_events"
     __table_args__ = (Index("audit_events_created_at_idx", "created_at"),)
 
-    id: UUID
+    id: UUID = Field(sa_column_kwargs={"server_default": NEW_ID})
     agent_id: UUID = Field(primary_key=True)
     tenant_id: UUID
     seq: int = Field(sa_column=Column(BigInteger, primary_key=True))

@@ -14,14 +14,20 @@ CREATE TYPE audit_draft AS (
 CREATE FUNCTION chain_events(drafts audit_draft[]) RETURNS void
 LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
-  agents uuid[] := array(SELECT DISTINCT d.agent_id FROM unnest(drafts) d ORDER BY 1);
-  locked bigint;
-  at     timestamptz;
-  stamp  text;
-  e      record;
-  prev   text;
-  event  audit_events;
-  events audit_events[] := '{}';
+  agents   uuid[] := array(SELECT DISTINCT d.agent_id FROM unnest(drafts) d);
+  locked   bigint;
+  at       timestamptz;
+  stamp    text;
+  owners   uuid[];
+  tenants  uuid[];
+  seqs     bigint[];
+  types    text[];
+  payloads text[];
+  tips     text[];
+  first    boolean[];
+  previous text;
+  befores  text[] := '{}';
+  hashes   text[] := '{}';
 BEGIN
   IF cardinality(agents) = 0 THEN
     RETURN;
@@ -34,33 +40,36 @@ BEGIN
     PERFORM 1 FROM audit_heads WHERE agent_id = ANY (agents) ORDER BY agent_id FOR UPDATE;
   END IF;
 
+  -- Everything but the hashes is known at once; only these depend on one another.
   at := clock_timestamp();
   stamp := to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"');
-  event.created_at := at;
-  FOR e IN
-    SELECT d.*, h.hash, row_number() OVER chain AS nth,
-           h.seq + row_number() OVER chain AS seq
-      FROM unnest(drafts) WITH ORDINALITY
-             AS d (agent_id, tenant_id, event_type, head, middle, tail, ord)
-      JOIN audit_heads h ON h.agent_id = d.agent_id
-    WINDOW chain AS (PARTITION BY d.agent_id ORDER BY d.ord)
-  LOOP
-    prev := CASE WHEN e.nth = 1 THEN e.hash ELSE event.event_hash END;
-    event.id := new_id();
-    event.agent_id := e.agent_id;
-    event.tenant_id := e.tenant_id;
-    event.seq := e.seq;
-    event.event_type := e.event_type;
-    event.payload := e.head || stamp || e.middle || e.seq || e.tail;
-    event.previous_hash := prev;
-    event.event_hash := encode(sha256(convert_to(coalesce(prev, '') || event.payload, 'UTF8')), 'hex');
-    events := events || event;
+  SELECT array_agg(l.agent_id), array_agg(l.tenant_id), array_agg(l.seq), array_agg(l.event_type),
+         array_agg(l.head || stamp || l.middle || l.seq || l.tail), array_agg(l.hash),
+         array_agg(l.nth = 1)
+    INTO owners, tenants, seqs, types, payloads, tips, first
+    FROM (SELECT d.*, h.hash, row_number() OVER chain AS nth,
+                 h.seq + row_number() OVER chain AS seq
+            FROM unnest(drafts) WITH ORDINALITY
+                   AS d (agent_id, tenant_id, event_type, head, middle, tail, ord)
+            JOIN audit_heads h ON h.agent_id = d.agent_id
+          WINDOW chain AS (PARTITION BY d.agent_id ORDER BY d.ord)) l;
+  FOR n IN 1 .. cardinality(seqs) LOOP
+    IF first[n] THEN
+      previous := tips[n];
+    END IF;
+    befores := befores || previous;
+    previous := encode(sha256(convert_to(coalesce(previous, '') || payloads[n], 'UTF8')),
+                       'hex');
+    hashes := hashes || previous;
   END LOOP;
 
-  INSERT INTO audit_events SELECT * FROM unnest(events);
-  UPDATE audit_heads h SET seq = u.seq, hash = u.event_hash
-    FROM (SELECT DISTINCT ON (v.agent_id) v.agent_id, v.seq, v.event_hash
-            FROM unnest(events) v ORDER BY v.agent_id, v.seq DESC) u
+  INSERT INTO audit_events (agent_id, tenant_id, seq, event_type, payload, previous_hash,
+                            event_hash, created_at)
+    SELECT u.*, at FROM unnest(owners, tenants, seqs, types, payloads, befores, hashes) u;
+  UPDATE audit_heads h SET seq = u.seq, hash = u.hash
+    FROM (SELECT DISTINCT ON (v.agent_id) v.*
+            FROM unnest(owners, seqs, hashes) AS v (agent_id, seq, hash)
+           ORDER BY v.agent_id, v.seq DESC) u
    WHERE h.agent_id = u.agent_id;
 END $$;
 

@@ -27,11 +27,8 @@ DECLARE
   endings   inferences[] := '{}';
   transfer  transfers;
   moves     transfers[] := '{}';
-  outcome   routing_outcomes;
-  outcomes  routing_outcomes[] := '{}';
-  receipt   receipts;
-  slips     receipts[] := '{}';
-  drafts    audit_draft[] := '{}';
+  done      bigint[] := '{}';
+  drafts    audit_draft[];
 BEGIN
   PERFORM 1 FROM accounts w
     WHERE w.agent_id = ANY (array(SELECT (i ->> 'agent_id')::uuid FROM jsonb_array_elements(batch) i))
@@ -42,10 +39,10 @@ BEGIN
     SELECT x.*, w.id AS wallet_id, w AS wallet, i.state, i.attempt AS known_attempt, i.hold_usd
       FROM ROWS FROM (jsonb_to_recordset(batch) AS (
              inference_id uuid, tenant_id uuid, agent_id uuid, attempt int, refused boolean,
-             charge numeric(20,9), routed boolean, dialect text, model text, events jsonb,
-             outcome jsonb, receipt jsonb)) WITH ORDINALITY
+             charge numeric(20,9), routed boolean, dialect text, model text, outcome jsonb,
+             receipt jsonb)) WITH ORDINALITY
              AS x (inference_id, tenant_id, agent_id, attempt, refused, charge, routed, dialect,
-                   model, events, outcome, receipt, ord)
+                   model, outcome, receipt, ord)
       LEFT JOIN accounts w ON w.agent_id = x.agent_id
       LEFT JOIN inferences i ON i.id = x.inference_id AND i.agent_id = x.agent_id
      ORDER BY w.id, x.ord
@@ -71,6 +68,7 @@ BEGIN
     ELSE
       result := 'SETTLED';
       ids := ids || inference_id;
+      done := done || rec.ord;
       IF rec.routed <> coalesce(jsonb_typeof(rec.outcome) = 'object', false) THEN
         RAISE EXCEPTION 'inference %: a routed call has one outcome, a passthrough none',
           inference_id USING ERRCODE = 'check_violation';
@@ -118,27 +116,9 @@ BEGIN
         endings := endings || ending;
       END IF;
 
-      IF rec.routed THEN
-        outcome := jsonb_populate_record(NULL::routing_outcomes, rec.outcome);
-        outcome.inference_id := inference_id;
-        outcome.tenant_id := rec.tenant_id;
-        outcome.agent_id := rec.agent_id;
-        outcome.created_at := at;
-        outcomes := outcomes || outcome;
-      END IF;
       IF jsonb_typeof(rec.receipt) = 'object' THEN
-        receipt := jsonb_populate_record(NULL::receipts, rec.receipt);
-        receipt.inference_id := inference_id;
-        receipt.tenant_id := rec.tenant_id;
-        receipt.agent_id := rec.agent_id;
-        receipt.created_at := at;
-        slips := slips || receipt;
         purse.grant_inferences_left := greatest(purse.grant_inferences_left - 1, 0);
       END IF;
-      FOR n IN 0 .. coalesce(jsonb_array_length(rec.events), 0) - 1 LOOP
-        drafts := drafts || ROW(rec.agent_id, rec.tenant_id, rec.events -> n ->> 0,
-          rec.events -> n ->> 1, rec.events -> n ->> 2, rec.events -> n ->> 3)::audit_draft;
-      END LOOP;
     END IF;
     balance := purse.balance;
     RETURN NEXT;
@@ -160,11 +140,43 @@ BEGIN
            settled_at = at
       FROM unnest(endings) u WHERE i.id = u.id;
     INSERT INTO transfers SELECT * FROM unnest(moves);
-    INSERT INTO receipts SELECT * FROM unnest(slips);
   END IF;
   IF cardinality(refusals) > 0 THEN
     INSERT INTO inferences SELECT * FROM unnest(refusals);
   END IF;
-  INSERT INTO routing_outcomes SELECT * FROM unnest(outcomes);
+
+  INSERT INTO routing_outcomes (
+      inference_id, tenant_id, agent_id, task_type, cell, decision_rule, policy_version,
+      ruleset_hash, min_quality, chosen_model_slug, provider, cost_projected, cost_actual,
+      observed_latency_ms, ttft_ms, outcome_status, fallback_chain, decision, input_tokens,
+      output_tokens, created_at)
+    SELECT x.inference_id, x.tenant_id, x.agent_id, (o).task_type, (o).cell, (o).decision_rule,
+           (o).policy_version, (o).ruleset_hash, (o).min_quality, (o).chosen_model_slug,
+           (o).provider, (o).cost_projected, (o).cost_actual, (o).observed_latency_ms,
+           (o).ttft_ms, (o).outcome_status, (o).fallback_chain, (o).decision, (o).input_tokens,
+           (o).output_tokens, at
+      FROM ROWS FROM (jsonb_to_recordset(batch) AS (
+             inference_id uuid, tenant_id uuid, agent_id uuid, routed boolean,
+             outcome routing_outcomes)) WITH ORDINALITY
+             AS x (inference_id, tenant_id, agent_id, routed, o, ord)
+     WHERE x.routed AND x.ord = ANY (done);
+  INSERT INTO receipts (
+      receipt_id, inference_id, tenant_id, agent_id, cost_usd, input_tokens, output_tokens,
+      cache_read_tokens, cache_write_tokens, usage_estimated, model_used, model_slug, provider,
+      simulated, created_at)
+    SELECT (r).receipt_id, x.inference_id, x.tenant_id, x.agent_id, (r).cost_usd,
+           (r).input_tokens, (r).output_tokens, (r).cache_read_tokens, (r).cache_write_tokens,
+           (r).usage_estimated, (r).model_used, (r).model_slug, (r).provider, (r).simulated, at
+      FROM ROWS FROM (jsonb_to_recordset(batch) AS (
+             inference_id uuid, tenant_id uuid, agent_id uuid, receipt receipts)) WITH ORDINALITY
+             AS x (inference_id, tenant_id, agent_id, r, ord)
+     WHERE NOT (r IS NULL) AND x.ord = ANY (done);
+  SELECT array_agg(ROW(x.agent_id, x.tenant_id, e.event ->> 0, e.event ->> 1, e.event ->> 2,
+                       e.event ->> 3)::audit_draft ORDER BY x.ord, e.nth)
+    INTO drafts
+    FROM ROWS FROM (jsonb_to_recordset(batch) AS (agent_id uuid, tenant_id uuid, events jsonb))
+           WITH ORDINALITY AS x (agent_id, tenant_id, events, ord),
+         jsonb_array_elements(x.events) WITH ORDINALITY AS e (event, nth)
+   WHERE x.ord = ANY (done);
   PERFORM chain_events(drafts);
 END $$;

@@ -1,8 +1,9 @@
 """Money: accounts, transfers, and the rules of holds and settlements.
 
-Amounts are `Decimal` US dollars with nine places. A `Transfer` moves a positive amount out of
-its debit account into its credit account; a hold is money of a wallet that is promised to one
-inference and not yet moved. Nothing is ever edited: a mistake is corrected by another transfer.
+Amounts are `Decimal` US dollars with nine places, rounded where they are made (pricing.py). A
+`Transfer` moves a positive amount out of its debit account into its credit account; a hold is
+money of a wallet that is promised to one inference and not yet moved. Nothing is ever edited: a
+mistake is corrected by another transfer.
 
 The rules here are the specification of the SQL functions `open_inferences` and
 `settle_inferences`, which apply them under the lock of the wallet; a property test runs both
@@ -12,12 +13,11 @@ and compares.
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import date
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
 from enum import StrEnum
 from uuid import UUID
 
 ZERO = Decimal(0)
-PLACES = Decimal("0.000000001")
 
 # The accounts of the system itself. They exist once, in every database, under these ids.
 USAGE_ACCOUNT = UUID("00000000-0000-0000-0000-000000000001")
@@ -112,11 +112,6 @@ class LedgerEntry:
     account_id: UUID
     amount: Decimal
     kind: TransferKind
-
-
-def money(value: Decimal | str | int) -> Decimal:
-    """The amount with nine places, half up: the one place where money is rounded."""
-    return Decimal(value).quantize(PLACES, ROUND_HALF_UP)
 
 
 def entries(transfer: Transfer) -> tuple[LedgerEntry, LedgerEntry]:

@@ -1,0 +1,209 @@
+"""The schema: it can be built and taken down, the models match it, and the roles are as said."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import pytest
+import pytest_asyncio
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection as SyncConnection
+from sqlmodel import select
+
+import migrations
+from shared.config import Settings
+from shared.db import APP_ROLE, Connection, Database, connect, driver_dsn, owner_engine
+from shared.domain.ledger import USAGE_ACCOUNT, AccountKind
+from shared.models import METADATA, AccountRow, LedgerEntryRow
+from tests.workers.ledger_cases import call, ending, hold, new_agent
+
+CHANGES = ("UPDATE {} SET created_at = now()", "DELETE FROM {}", "TRUNCATE {}")
+APPEND_ONLY = ("transfers", "routing_outcomes", "receipts", "audit_events")
+SEAL_BROKEN = asyncpg.RestrictViolationError
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def app(database_url: str) -> AsyncIterator[Connection]:
+    """As the application connects."""
+    connection = await connect(database_url, APP_ROLE, "test")
+    yield connection
+    await connection.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def owner(owner_url: str) -> AsyncIterator[Connection]:
+    connection = await connect(owner_url, None, "test")
+    yield connection
+    await connection.close()
+
+
+async def things(url: str) -> list[tuple[str, str]]:
+    """Everything that a migration can leave in the schema."""
+    query = """
+      SELECT 'relation', relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace
+      UNION SELECT 'function', proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+      UNION SELECT 'type', typname FROM pg_type WHERE typnamespace = 'public'::regnamespace
+      ORDER BY 1, 2"""
+    connection = await connect(url, None, "test")
+    try:
+        return [(row[0], row[1]) for row in await connection.fetch(query)]
+    finally:
+        await connection.close()
+
+
+async def test_up_and_down_and_up_again_from_empty(empty_database: str) -> None:
+    await asyncio.to_thread(migrations.upgrade, empty_database)
+    first = await things(empty_database)
+    assert ("function", "settle_inferences") in first
+    await asyncio.to_thread(migrations.downgrade, empty_database, "base")
+    left = {name for _, name in await things(empty_database) if "alembic" not in name}
+    assert left == set()
+    await asyncio.to_thread(migrations.upgrade, empty_database)
+    assert await things(empty_database) == first
+
+
+async def test_two_processes_may_migrate_at_once(empty_database: str) -> None:
+    command = (sys.executable, "-m", "migrations", "upgrade", "head")
+    environment = {**os.environ, "MIGRATION_DATABASE_URL": empty_database}
+    processes = [await asyncio.create_subprocess_exec(*command, env=environment) for _ in range(2)]
+    assert [await process.wait() for process in processes] == [0, 0]
+    assert ("relation", "transfers") in await things(empty_database)
+
+
+def differences(connection: SyncConnection) -> list[Any]:
+    def compared(thing: Any, name: str, kind: str, reflected: bool, other: Any) -> bool:
+        return not (kind == "table" and (thing.info.get("view") or name == "alembic_version"))
+
+    options = {"compare_type": True, "compare_server_default": True, "include_object": compared}
+    return list(compare_metadata(MigrationContext.configure(connection, opts=options), METADATA))
+
+
+async def test_the_models_are_the_migrated_schema(owner_url: str) -> None:
+    engine = owner_engine(owner_url)
+    try:
+        async with engine.connect() as connection:
+            assert await connection.run_sync(differences) == []
+    finally:
+        await engine.dispose()
+
+
+async def test_the_view_is_as_its_model_says(settings: Settings, app: Connection) -> None:
+    agent = await new_agent(app, funds="3")
+    db = Database(settings)
+    try:
+        async with db.session() as session:
+            (entry,) = await session.scalars(
+                select(LedgerEntryRow).where(LedgerEntryRow.account_id == agent.wallet_id)
+            )
+            usage = await session.get(AccountRow, USAGE_ACCOUNT)
+    finally:
+        await db.aclose()
+    assert (str(entry.amount), entry.kind) == ("3.000000000", "topup")
+    assert entry.balance_after == entry.amount
+    assert usage is not None
+    assert usage.kind == AccountKind.USAGE
+
+
+async def test_the_application_is_neither_superuser_nor_owner(settings: Settings) -> None:
+    connection = await Database(settings).connect_raw()
+    try:
+        role = await connection.fetchrow(
+            """SELECT rolname, rolsuper, rolcreaterole, rolcreatedb, rolbypassrls FROM pg_roles
+                WHERE rolname = current_user"""
+        )
+        owned = await connection.fetchval(
+            """SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace
+                  AND pg_has_role(current_user, relowner, 'USAGE')"""
+        )
+        jit = await connection.fetchval("SHOW jit")
+    finally:
+        await connection.close()
+    assert role is not None
+    assert tuple(role) == (APP_ROLE, False, False, False, False)
+    assert (owned, jit) == (0, "off")
+
+
+async def test_the_owner_is_no_superuser_either(owner: Connection) -> None:
+    query = "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
+    assert await owner.fetchval(query) is False
+    assert await owner.fetchval(
+        "SELECT pg_get_userbyid(relowner) = current_user FROM pg_class WHERE relname = 'transfers'"
+    )
+
+
+@pytest.mark.parametrize("table", APPEND_ONLY)
+@pytest.mark.parametrize(
+    "change", ["UPDATE {} SET created_at = now()", "DELETE FROM {}", "TRUNCATE {}"]
+)
+class TestAppendOnly:
+    async def test_the_application_has_no_right_to(
+        self, app: Connection, table: str, change: str
+    ) -> None:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await app.execute(change.format(table))
+
+    async def test_the_owner_is_refused(self, owner: Connection, table: str, change: str) -> None:
+        """Even where no row would be met, and with rows that are there."""
+        agent = await new_agent(owner)
+        item = hold(agent, "1")
+        await call(owner, "open_inferences", item)
+        await call(owner, "settle_inferences", ending(agent, item["inference_id"], "0.5"))
+        count = await owner.fetchval(f"SELECT count(*) FROM {table}")
+        assert count > 0
+        with pytest.raises(SEAL_BROKEN, match="append-only"):
+            await owner.execute(change.format(table))
+        assert await owner.fetchval(f"SELECT count(*) FROM {table}") == count
+
+    async def test_the_application_is_refused_even_with_the_right(
+        self, owner: Connection, superuser_url: str, table: str, change: str
+    ) -> None:
+        """The triggers bind a superuser as well, also one that replays a replica."""
+        connection = await asyncpg.connect(superuser_url)
+        try:
+            await connection.execute("SET session_replication_role = replica")
+            with pytest.raises(SEAL_BROKEN, match="append-only"):
+                await connection.execute(change.format(table))
+        finally:
+            await connection.close()
+
+
+@pytest.mark.parametrize("table", ["tenants", "agents", "accounts", "inferences", "audit_heads"])
+async def test_the_application_deletes_nothing(app: Connection, table: str) -> None:
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await app.execute(f"DELETE FROM {table}")
+
+
+async def test_the_application_cannot_lift_the_seal(app: Connection) -> None:
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await app.execute("ALTER TABLE transfers DISABLE TRIGGER append_only")
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await app.execute("SET session_replication_role = replica")
+
+
+async def test_a_wallet_cannot_hold_more_than_it_has(app: Connection) -> None:
+    """The last line of defence, below the functions."""
+    agent = await new_agent(app, funds="1")
+    with pytest.raises(asyncpg.CheckViolationError):
+        await app.execute("UPDATE accounts SET held = 1.1 WHERE id = $1", agent.wallet_id)
+
+
+@pytest.mark.parametrize(
+    ("url", "dsn"),
+    [
+        ("postgresql://u@/d?host=/run/pg", "postgresql://u@/d?host=/run/pg"),
+        ("postgres://u:p@h:5433/d", "postgresql://u:p@h:5433/d"),
+        ("postgresql+asyncpg://u@h/d?sslmode=require", "postgresql://u@h/d?sslmode=require"),
+    ],
+)
+def test_the_usual_spellings_of_a_url_are_understood(url: str, dsn: str) -> None:
+    assert driver_dsn(url) == dsn
+
+
+@pytest.mark.parametrize("url", ["", "mysql://h/d", "/run/pg"])
+def test_another_database_is_refused_by_name(url: str) -> None:
+    with pytest.raises(ValueError, match="DATABASE_URL"):
+        driver_dsn(url)
