@@ -73,9 +73,8 @@ def refused(provider: str, status: int, headers: Mapping[str, str], body: bytes)
     if status == 413:
         return ProviderFault(_of_the_client("request_too_large", 413, provider, status, message))
     if _blames_the_account(status, message):
-        log.error(
-            "provider_account", extra={"provider": provider, "status": status, "said": message}
-        )
+        # not the vendor's words: a 400 may quote the prompt
+        log.error("provider_account", extra={"provider": provider, "status": status})
         message = f"{provider} does not accept the gateway's own credentials or account."
         return ProviderFault(provider_error(provider, message, status))
     if status in OF_THE_CLIENT:
