@@ -178,8 +178,8 @@ def test_anyone_may_have_a_card_verified(stack: Stack, ours: ainfera.Agent) -> N
     head, payload, signature = token.split(".")
     forged = f"{head}.{payload}.{signature[:-4]}{'AAAA' if signature[-4:] != 'AAAA' else 'BBBB'}"
 
-    good = httpx.post(f"{stack.url}/v1/agents/cards/verify", json={"jws": token}).json()
-    bad = httpx.post(f"{stack.url}/v1/agents/cards/verify", json={"jws": forged}).json()
+    good = stack.request("POST", "/v1/agents/cards/verify", json={"jws": token}).json()
+    bad = stack.request("POST", "/v1/agents/cards/verify", json={"jws": forged}).json()
 
     assert (good["valid"], good["payload"]["agent_id"]) == (True, ours.agent_id)
     assert bad["valid"] is False

@@ -21,7 +21,7 @@ PRICE_IN, PRICE_OUT = Decimal("0.25"), Decimal("2.00")
 
 
 def get(stack: Stack, api_key: str, path: str) -> httpx.Response:
-    return httpx.get(f"{stack.url}{path}", headers={"authorization": f"Bearer {api_key}"})
+    return stack.request("GET", path, headers={"authorization": f"Bearer {api_key}"})
 
 
 @EVERY_DIALECT

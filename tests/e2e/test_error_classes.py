@@ -6,7 +6,6 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import anthropic
-import httpx
 import openai
 import pytest
 
@@ -198,7 +197,7 @@ def test_every_bad_key_gets_the_same_answer(
     """No key, a malformed one and an unknown one cannot be told apart."""
     unknown = {"authorization": f"Bearer ainfera_{'y' * 43}"}
     answers = [
-        httpx.post(f"{stack.url}{path}", json={"model": "m"}, headers=h) for h in (headers, unknown)
+        stack.request("POST", path, json={"model": "m"}, headers=h) for h in (headers, unknown)
     ]
     assert [a.status_code for a in answers] == [401, 401]
     assert answers[0].content == answers[1].content
@@ -206,8 +205,9 @@ def test_every_bad_key_gets_the_same_answer(
 
 def test_a_native_422_names_model_and_provider_at_the_top(stack: Stack, signup: Signup) -> None:
     key = signup("native").api_key
-    answer = httpx.post(
-        f"{stack.url}/v1/inference",
+    answer = stack.request(
+        "POST",
+        "/v1/inference",
         json={"model": "grok-4", "messages": HELLO},
         headers={"authorization": f"Bearer {key}"},
     )

@@ -13,7 +13,8 @@ from tests.e2e.test_anthropic_sdk import EITHER, VENDORS, asking
 from tests.e2e.upstream import Say, Upstream
 from tests.e2e.witness import Row, Witness
 
-BROKEN = Say(status=500, error="It broke.")
+# asked again at once: how long to wait is not what is tested
+BROKEN = Say(status=500, error="It broke.", headers=(("retry-after", "0"),))
 WORDS = ("One ", "two ", "three ", "four.")
 HAIKU_IN, HAIKU_OUT = Decimal(1), Decimal(5)
 

@@ -3,11 +3,11 @@
 from typing import Any
 
 import ainfera
-import httpx
 import pytest
 
 from tests.e2e.calls import EVERY_DIALECT, STREAMED_OR_NOT, call
 from tests.e2e.stack import Stack
+from tests.e2e.test_books import get
 from tests.e2e.upstream import Say, Upstream
 from tests.e2e.witness import Witness
 
@@ -86,7 +86,7 @@ def test_an_alias_is_routed_and_never_repeated(
         witness.inference(answer.inference_id),
         witness.captures(answer.inference_id),
         witness.events(answer.inference_id),
-        decision(stack, agent.api_key, answer.inference_id),
+        get(stack, agent.api_key, f"/v1/inferences/{answer.inference_id}/decision").json(),
         answer.content.decode(),
         dict(answer.headers),
         upstream.asked(word).body,
@@ -96,25 +96,15 @@ def test_an_alias_is_routed_and_never_repeated(
     assert [line for line in lines if f'"{alias}"' in line and '"ainfera-inference"' in line]
 
 
-def decision(stack: Stack, api_key: str, inference_id: str) -> dict[str, Any]:
-    answer = httpx.get(
-        f"{stack.url}/v1/inferences/{inference_id}/decision",
-        headers={"authorization": f"Bearer {api_key}"},
-    )
-    answer.raise_for_status()
-    body: dict[str, Any] = answer.json()
-    return body
-
-
 def test_no_alias_stands_on_a_public_page(stack: Stack) -> None:
     for path in ("/", "/v1/models", "/v1/providers", "/.well-known/agent-card.json", "/llms.txt"):
-        page = httpx.get(f"{stack.url}{path}")
+        page = stack.request("GET", path)
         assert page.status_code == 200, path
         assert not [alias for alias in ALIASES if alias in page.text], path
 
 
 def test_models_without_a_key_are_a_bare_list(stack: Stack) -> None:
-    models = httpx.get(f"{stack.url}/v1/models").json()
+    models = stack.request("GET", "/v1/models").json()
     assert isinstance(models, list)
     assert {"ainfera-inference", "claude-opus-4-7"} <= {model["id"] for model in models}
 

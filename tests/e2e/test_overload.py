@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import ainfera
 import anthropic
-import httpx
 import openai
 import pytest
 
@@ -39,8 +38,9 @@ def orphan(
     ):
         agent = stranger.agents.signup(agent_handle="orphan")
         # the key is known by now, as it is on any ingress that has served for a while
-        httpx.get(
-            f"{web.url}/v1/wallets/{agent.agent_id}",
+        web.request(
+            "GET",
+            f"/v1/wallets/{agent.agent_id}",
             headers={"authorization": f"Bearer {agent.api_key}"},
         ).raise_for_status()
         own.running["valkey"].stop()
@@ -85,10 +85,10 @@ def test_the_sdks_try_again_by_themselves(orphan: Orphan) -> None:
 
 
 def test_ready_names_what_is_missing_and_health_stays_well(orphan: Orphan) -> None:
-    ready = httpx.get(f"{orphan.stack.url}/ready")
+    ready = orphan.stack.request("GET", "/ready")
     assert ready.status_code == 503
     assert ready.json()["failing"] == "valkey"
-    assert httpx.get(f"{orphan.stack.url}/health").json() == {"status": "ok"}
+    assert orphan.stack.request("GET", "/health").json() == {"status": "ok"}
 
 
 def test_nothing_was_charged(orphan: Orphan) -> None:

@@ -72,8 +72,8 @@ def test_a_prompt_is_nowhere_once_its_call_has_ended(
         confide(stack, agent.api_key, dialect, secret, "nothing", more)
     headers = {"authorization": f"Bearer {agent.api_key}"}
     broken = b'{"model": "ainfera-inference", "messages": ["' + secret.encode()
-    url = f"{stack.url}{PATHS[dialect]}"
-    assert httpx.post(url, content=broken, headers=headers).status_code == 400
+    cut_off = stack.request("POST", PATHS[dialect], content=broken, headers=headers)
+    assert cut_off.status_code == 400
     left = upstream.will(ENDLESS)
     with sent(stack, agent.api_key, begin(dialect, "gpt-5-mini", f"{left} {secret}", True)):
         eventually(lambda: upstream.asked(left).sent_texts, "the provider speaking")
@@ -141,9 +141,9 @@ def ask_about(
 ) -> httpx.Response:
     said = json.dumps(body).replace("{}", some_id)
     said = said.replace('"HELLO"', json.dumps([{"role": "user", "content": "Hi."}]))
-    return httpx.request(
+    return stack.request(
         method,
-        f"{stack.url}{path.replace('{}', some_id)}",
+        path.replace("{}", some_id),
         content=said if body is not None else None,
         headers={"authorization": f"Bearer {api_key}", "content-type": "application/json"},
     )
@@ -188,7 +188,7 @@ def test_nobody_spends_from_anothers_wallet(
 
 def test_the_public_feed_tells_no_ids(stack: Stack, agent: ainfera.SignupResult) -> None:
     answer = call(stack, agent.api_key, "native", "Hi.")
-    feed = httpx.get(f"{stack.url}/v1/audit/public")
+    feed = stack.request("GET", "/v1/audit/public")
     assert feed.status_code == 200
     events = feed.json()["events"]
     assert "receipt.created" in {event["event_type"] for event in events}

@@ -160,7 +160,9 @@ def test_silence_is_filled_with_pings(
     body = {"model": "gpt-5-mini", "max_tokens": 9, "stream": True, "messages": asking(word)}
     headers = {"authorization": f"Bearer {agent.api_key}"}
     url = f"{patient_web.url}{PATHS[dialect]}"
-    with httpx.stream("POST", url, json=body, headers=headers, timeout=30) as response:
+    with httpx.stream(
+        "POST", url, json=body, headers=headers, timeout=30, verify=False
+    ) as response:
         assert response.status_code == 200
         assert response.headers["x-ainfera-stream-mode"] == "native"
         assert "x-ainfera-model" not in response.headers
