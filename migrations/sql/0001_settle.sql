@@ -6,10 +6,12 @@
 --          events: [[type, head, middle, tail], …],
 --          outcome: {columns of routing_outcomes} | null, receipt: {columns of receipts} | null}, …]
 -- result: SETTLED | EXISTS (it had ended already) | FENCED (a newer attempt owns it) |
---         UNKNOWN (no hold was ever placed). `charged` is what left the wallet.
+--         UNKNOWN (no hold was ever placed). `charged` is what left the wallet, `attempt` the one
+--         that owns or ended the call: EXISTS with the caller's own attempt means that the answer
+--         to its first settlement was lost on the way.
 -- refused: the call was turned down before a hold; if an earlier attempt left one, it is voided.
 CREATE FUNCTION settle_inferences(batch jsonb)
-RETURNS TABLE (inference_id uuid, result text, charged numeric, balance numeric)
+RETURNS TABLE (inference_id uuid, result text, attempt int, charged numeric, balance numeric)
 LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
 DECLARE
@@ -36,7 +38,8 @@ BEGIN
 
   transfer.created_at := at;
   FOR rec IN
-    SELECT x.*, w.id AS wallet_id, w AS wallet, i.state, i.attempt AS known_attempt, i.hold_usd
+    SELECT x.*, w.id AS wallet_id, w AS wallet, i.state, i.attempt AS known_attempt, i.hold_usd,
+           i.settled_usd
       FROM ROWS FROM (jsonb_to_recordset(batch) AS (
              inference_id uuid, tenant_id uuid, agent_id uuid, attempt int, refused boolean,
              charge numeric(20,9), routed boolean, dialect text, model text, outcome jsonb,
@@ -58,7 +61,8 @@ BEGIN
       END IF;
     END IF;
     inference_id := rec.inference_id;
-    charged := 0;
+    attempt := coalesce(rec.known_attempt, rec.attempt);
+    charged := coalesce(rec.settled_usd, 0);
     IF rec.state IN ('settled', 'refused') OR inference_id = ANY (ids) THEN
       result := 'EXISTS';
     ELSIF rec.attempt < rec.known_attempt THEN
@@ -67,6 +71,7 @@ BEGIN
       result := 'UNKNOWN';
     ELSE
       result := 'SETTLED';
+      attempt := rec.attempt;
       ids := ids || inference_id;
       done := done || rec.ord;
       IF rec.routed <> coalesce(jsonb_typeof(rec.outcome) = 'object', false) THEN
@@ -110,6 +115,7 @@ BEGIN
           moves := moves || transfer;
         END IF;
         ending.id := inference_id;
+        ending.attempt := attempt;
         ending.state := CASE WHEN rec.refused THEN 'refused' ELSE 'settled' END;
         ending.hold_state := CASE WHEN cost > 0 THEN 'posted' ELSE 'voided' END;
         ending.settled_usd := charged;
@@ -136,7 +142,7 @@ BEGIN
            spent_today = u.spent_today, grant_inferences_left = u.grant_inferences_left
       FROM unnest(purses) u WHERE w.id = u.id;
     UPDATE inferences i
-       SET state = u.state, hold_state = u.hold_state, settled_usd = u.settled_usd,
+       SET state = u.state, attempt = u.attempt, hold_state = u.hold_state, settled_usd = u.settled_usd,
            settled_at = at
       FROM unnest(endings) u WHERE i.id = u.id;
     INSERT INTO transfers SELECT * FROM unnest(moves);

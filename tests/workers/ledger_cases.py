@@ -190,7 +190,8 @@ async def check_books(db: Connection) -> None:
                       ON o.inference_id = i.id
       WHERE (i.routed AND i.state <> 'held') <> (o.inference_id IS NOT NULL)"""
     assert await db.fetchval(captured) == 0
-    heads = """SELECT count(*) FROM audit_heads h WHERE (h.seq, h.hash) IS DISTINCT FROM
-      (SELECT e.seq, e.event_hash FROM audit_events e WHERE e.agent_id = h.agent_id
-        ORDER BY e.seq DESC LIMIT 1)"""
+    heads = """SELECT count(*) FROM audit_heads h WHERE NOT EXISTS
+      (SELECT FROM audit_events e WHERE e.agent_id = h.agent_id
+        GROUP BY e.agent_id HAVING max(e.seq) = h.seq AND count(*) = h.seq
+           AND (array_agg(e.event_hash ORDER BY e.seq DESC))[1] = h.hash)"""
     assert await db.fetchval(heads) == 0
