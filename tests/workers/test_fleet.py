@@ -58,7 +58,8 @@ class Running:
         """Stop without a word to the store, as kill -9 would."""
         for task in [self._task, *self.worker._background]:
             task.cancel()
-        self.worker._finish_all = _nothing  # type: ignore[method-assign]
+        worker: Any = self.worker
+        worker._finish_all = _nothing
         for running in list(self.worker.tasks.values()):
             running.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
@@ -74,9 +75,10 @@ async def _nothing(*_: Any) -> None:
 
 
 async def until(condition: Callable[[], bool], patience_s: float = 10) -> None:
-    async with asyncio.timeout(patience_s):
-        while not condition():
-            await asyncio.sleep(0.005)
+    ends_at = asyncio.get_running_loop().time() + patience_s
+    while not condition():
+        assert asyncio.get_running_loop().time() < ends_at, "it did not come about"
+        await asyncio.sleep(0.005)
 
 
 async def keys_left(redis: Redis) -> list[bytes]:
