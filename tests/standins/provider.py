@@ -202,7 +202,7 @@ class Connection(asyncio.Protocol):
         answer = frames_of(asked.body, dialect, behaviour)
         if not asked.body.get("stream"):
             await asyncio.sleep((behaviour.first_ms + behaviour.word_ms * len(answer.words)) / 1000)
-            self._send(200, answer.body)
+            self._send(200, answer.body, behaviour)
             asked.end("answered")
             return
         await self._stream(asked, dialect, behaviour, answer)

@@ -231,14 +231,23 @@ async def test_the_client_is_spoken_for_with_our_key_and_its_own_version(
     assert "cookie" not in openai.headers
 
 
-async def test_an_answers_cookies_are_sent_to_nobody(
+async def test_the_client_keeps_no_cookie(standin: Standin) -> None:
+    standin.always(extra_headers=[["set-cookie", "tenant=1; Path=/"]])
+    async with open_http(Settings()) as http:
+        for _ in range(2):
+            await http.post(f"{standin.url}/v1/messages", json={"model": "m"})
+        assert not http.cookies
+    assert [asked.headers.get("cookie") for asked in standin.requests] == [None, None]
+
+
+async def test_a_client_of_another_dialect_has_no_say_in_the_version(
     providers: dict[str, Provider], standin: Standin
 ) -> None:
-    standin.always(extra_headers=[["set-cookie", "tenant=1; Path=/"]])
-    provider = providers["openai"]
-    for _ in range(2):
-        await events_of(provider, a_call(a_request(Dialect.NATIVE), provider))
-    assert [asked.headers.get("cookie") for asked in standin.requests] == [None, None]
+    provider = providers["anthropic"]
+    headers = {"anthropic-version": "2099-01-01", "anthropic-beta": "a"}
+    await events_of(provider, a_call(a_request(Dialect.OPENAI), provider, headers=headers))
+    assert standin.requests[-1].headers["anthropic-version"] == "2023-06-01"
+    assert "anthropic-beta" not in standin.requests[-1].headers
 
 
 async def test_fields_this_wire_has_no_word_for_are_named(providers: dict[str, Provider]) -> None:

@@ -100,6 +100,16 @@ async def test_a_provider_that_asks_for_much_patience_is_left(standin: Standin) 
     assert failure.detail["upstream_status"] == 429
 
 
+@pytest.mark.parametrize("busy", [1, 2])
+async def test_no_attempt_is_waited_for_beyond_the_deadline(busy: int, standin: Standin) -> None:
+    """What is told then is what the provider said, not that time ran out."""
+    for number in range(busy):
+        standin.then(status=429, retry_after="0" if number + 1 < busy else "5")
+    events = await ask(standin, "openai", True, deadline_s=4, provider_attempts=4)
+    assert failure_of(events).detail["upstream_status"] == 429
+    assert len(standin.requests) == busy
+
+
 @pytest.mark.parametrize(("said", "requests"), [("false", 1), ("true", 2)])
 async def test_the_providers_word_on_retrying_counts(
     said: str, requests: int, standin: Standin

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from shared.domain.inference import Completed, Dialect, Failed, Forwarded, Strea
 from shared.stream import decode_frames
 from tests.standins.calls import canonical
 from workers.providers import anthropic, framing, openai
+from workers.providers.faults import provider_error
 from workers.providers.framing import Framer, FrameTooLong
 from workers.providers.reading import Forms, Forwarding, Reading, Translating
 
@@ -146,3 +148,57 @@ def test_the_models_words_are_not_parsed(dialect: Dialect, sample: str) -> None:
     assert len(speaking) > 2
     assert len(parsed) <= 3
     assert all(forms.size(frame) > 0 for frame in frames if b'"text":"H' in frame)
+
+
+def chunk(**of_choice: object) -> bytes:
+    choice = {"index": 0, "delta": {"content": "a"}, "finish_reason": None} | of_choice
+    return b"data: " + orjson.dumps({"id": "c", "choices": [choice]})
+
+
+@pytest.mark.parametrize(
+    ("frame", "plain"),
+    [
+        (chunk(), True),
+        (chunk(delta={"content": 'of "error" and "finish_reason":null'}), True),
+        (chunk(delta={"content": '"usage":{"tool_calls":["refusal":"'}), True),
+        (chunk(finish_reason="stop"), False),
+        (chunk(delta={"tool_calls": [{"index": 0}]}), False),
+        (chunk(delta={"refusal": "no"}), False),
+        (chunk()[:-1] + b',"usage":{"total_tokens":1}}', False),
+        (chunk()[:-1] + b',"error":{"message":"m"}}', False),
+        (b'data: {"choices":[{"delta":{"content":"a"}}]}', False),
+        (b"data: [DONE]", False),
+        (b": keep-alive", False),
+    ],
+)
+def test_a_chunk_is_plain_only_where_its_bytes_prove_it(frame: bytes, plain: bool) -> None:
+    assert openai.FORMS.is_plain(frame) is plain
+
+
+@pytest.mark.parametrize("dialect", [Dialect.ANTHROPIC, Dialect.OPENAI])
+def test_an_error_in_the_read_of_the_first_word_leaves_the_client_untold(dialect: Dialect) -> None:
+    sample = "anthropic/basic.sse" if dialect is Dialect.ANTHROPIC else "openai/text.sse"
+    frames = framed([(RECORDED / sample).read_bytes()])[:5]
+    error = b'data: {"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}'
+    forwarding, _ = readings(dialect)
+    (event,) = forwarding.take([*frames, error])
+    assert isinstance(event, Failed)
+    assert event.usage is None
+
+
+def test_a_stream_that_ends_without_done_is_given_its_end() -> None:
+    forwarding, _ = readings(Dialect.OPENAI)
+    list(forwarding.take([chunk(), chunk(), chunk(finish_reason="stop")]))
+    (event,) = forwarding.close()
+    assert isinstance(event, Completed)
+    assert event.tail.endswith(b"\n\ndata: [DONE]\n\n")
+    assert event.usage.estimated
+
+
+def test_a_break_after_the_usage_is_an_end() -> None:
+    forwarding, _ = readings(Dialect.OPENAI)
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":2,"completion_tokens":1}}'
+    list(forwarding.take([chunk(), chunk(), chunk(finish_reason="stop"), usage]))
+    (event,) = forwarding.broke(provider_error("openai", "broke"))
+    assert isinstance(event, Completed)
+    assert (event.usage.input_tokens, event.usage.output_tokens) == (2, 1)

@@ -13,6 +13,7 @@ import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
+from tenacity.stop import stop_base
 
 from shared.config import VERSION, Settings
 from workers.providers.faults import ProviderFault, no_stream, refused, unreachable
@@ -115,6 +116,14 @@ class Upstream:
         await self._response.aclose()
 
 
+class PastDeadline(stop_base):
+    """Stops where the call's deadline comes before the next attempt."""
+
+    def __call__(self, state: RetryCallState) -> bool:
+        watch: Watch = state.args[1]
+        return state.upcoming_sleep >= watch.remaining_s()
+
+
 class Link:
     """Opens streams of one provider over the process's pool."""
 
@@ -125,7 +134,7 @@ class Link:
         self._draining: set[asyncio.Task[None]] = set()
         self._retrying = AsyncRetrying(
             retry=retry_if_exception(_worth_retrying),
-            stop=stop_after_attempt(max(settings.provider_attempts - 1, 1)),
+            stop=stop_after_attempt(max(settings.provider_attempts - 1, 1)) | PastDeadline(),
             wait=_retry_wait,
             before_sleep=self._tell_retry,
             reraise=True,
