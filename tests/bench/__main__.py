@@ -21,7 +21,7 @@ from tests.bench.report import table
 from tests.bench.scenarios import Load, LoadFailed, Sample, run, running_load, scenarios, warm
 from tests.bench.stack import StackError, Stores, running_provider, running_stack
 from tests.bench.targets import Target, ainfera_target, portkey_target, provider_target
-from tests.bench.usage import Meter
+from tests.bench.usage import Meter, sync_ms
 
 ABOUT = """\
 Measure what the gateway adds between a client and its provider, on this machine, now.
@@ -35,8 +35,8 @@ and, where npm is at hand, through Portkey's gateway, which keeps nothing.
 How to read the table: "added" is the percentile through a gateway less the same percentile of
 the provider alone. CPU is that of all processes of a gateway, its stores included, and is
 measured while the load generator and the provider share the machine: on few cores the calls/s
-are as much theirs as the gateway's. Look at "others" at the end: if something else used the
-machine, run again.
+are as much theirs as the gateway's. Look at the last line: if others used the machine too, run
+again. A settlement waits for one fsync; `--home` on a RAM disk shows what is left without it.
 """
 
 EXAMPLES = """\
@@ -57,7 +57,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="one second a scenario, without Portkey")
+    add("--quick", action="store_true", help="less than a second a scenario, without Portkey")
     add("--count", action="store_true", help="count round trips a call instead of timing")
     add("--seconds", type=float, help="how long one scenario takes, about (default 4)")
     add("--rate", type=float, default=400, help="calls/s of the open loop (default 400)")
@@ -74,7 +74,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--pids", action="store_true", help="show the processes' ids, for a profiler")
     chosen = parser.parse_args(arguments)
     chosen.provider = chosen.provider or chosen.dialect
-    chosen.seconds = chosen.seconds or (1.0 if chosen.quick else 4.0)
+    chosen.seconds = chosen.seconds or (0.8 if chosen.quick else 4.0)
     if chosen.quick and chosen.portkey == "auto":
         chosen.portkey = "off"
     chosen.only = [key for key in chosen.only.split(",") if key] or _keys()
@@ -126,7 +126,7 @@ async def measure(chosen: argparse.Namespace, servers: Servers, logs: Path, home
         if chosen.pids:
             say(f"processes: {bystanders | {n: p for t in targets for n, p in t.pids.items()}}")
         async with running_load(bystanders) as load:
-            await measure_all(chosen, load, targets)
+            await measure_all(chosen, load, targets, sync_ms(home))
 
 
 @asynccontextmanager
@@ -176,7 +176,9 @@ def _portkey(
     return portkey_target(listening, chosen.dialect, chosen.provider, port, child.pid)
 
 
-async def measure_all(chosen: argparse.Namespace, load: Load, targets: list[Target]) -> None:
+async def measure_all(
+    chosen: argparse.Namespace, load: Load, targets: list[Target], disk_ms: float
+) -> None:
     """Scenario by scenario, each over all targets, so that a busy minute hits all alike."""
     planned = scenarios(chosen.seconds, chosen.rate, chosen.token_ms)
     planned = [scenario for scenario in planned if scenario.key in chosen.only]
@@ -200,25 +202,27 @@ async def measure_all(chosen: argparse.Namespace, load: Load, targets: list[Targ
     say(table(planned, results, memory, owners, [target.name for target in targets]))
     samples = [sample for of_targets in results.values() for sample in of_targets.values()]
     say()
-    say(_circumstances(chosen, samples))
+    say(_circumstances(chosen, samples, disk_ms))
     for sample in samples:
         if sample.measured.errors:
             say(f"first error: {sample.measured.error}")
             break
     if chosen.json is not None:
-        chosen.json.write_text(json.dumps(_everything(chosen, results, memory), indent=1) + "\n")
+        chosen.json.write_text(
+            json.dumps(_everything(chosen, results, memory, disk_ms), indent=1) + "\n"
+        )
 
 
 def _memory(meters: dict[str, Meter]) -> dict[str, float]:
     return {name: mb for meter in meters.values() for name, mb in meter.memory_mb().items()}
 
 
-def _circumstances(chosen: argparse.Namespace, samples: list[Sample]) -> str:
+def _circumstances(chosen: argparse.Namespace, samples: list[Sample], disk_ms: float) -> str:
     others = max((sample.others_cpu for sample in samples), default=0.0)
     way = f"{chosen.dialect} client, {chosen.provider} provider, model {chosen.model}"
     return (
-        f"{way}; {chosen.workers} inference worker(s), {psutil.cpu_count()} cores; "
-        f"others used at most {others:.2f} of a core during a scenario."
+        f"{way}; {chosen.workers} inference worker(s), {psutil.cpu_count()} cores.\n"
+        f"An fsync takes {disk_ms:.1f} ms here. Others used up to {others:.2f} cores meanwhile."
     )
 
 
@@ -226,10 +230,12 @@ def _everything(
     chosen: argparse.Namespace,
     results: dict[str, dict[str, Sample]],
     memory: dict[str, dict[str, float]],
+    disk_ms: float,
 ) -> dict[str, object]:
     return {
         "settings": {name: str(value) for name, value in vars(chosen).items()},
         "cores": psutil.cpu_count(),
+        "fsync_ms": disk_ms,
         "results": {
             key: {name: asdict(sample) for name, sample in samples.items()}
             for key, samples in results.items()

@@ -1,6 +1,11 @@
 """What processes used: CPU time and memory, each with all of its children."""
 
+import os
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from time import perf_counter
 
 import psutil
 
@@ -33,6 +38,19 @@ def machine_busy_s() -> float:
 
 def difference(after: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
     return {name: after[name] - before[name] for name in after}
+
+
+def sync_ms(folder: Path, times: int = 15) -> float:
+    """Milliseconds that the folder's disk takes to keep 8 kB: what each settlement waits for."""
+    took = []
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for _ in range(times):
+            file.write(b"x" * 8192)
+            file.flush()
+            began = perf_counter()
+            os.fsync(file.fileno())
+            took.append((perf_counter() - began) * 1000)
+    return median(took)
 
 
 def _tree(root: psutil.Process) -> list[psutil.Process]:
