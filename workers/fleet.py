@@ -266,9 +266,12 @@ class FleetWorker(Worker):
                 ended.append(self._finished.get_nowait())
             try:
                 await self._finish_all(ended)
-            except (RedisError, OSError):
+            except (RedisError, OSError, asyncio.CancelledError) as error:
+                # ending a job twice does nothing; not ending it would run it again
                 for end in ended:
                     self._finished.put_nowait(end)
+                if isinstance(error, asyncio.CancelledError):
+                    raise
                 await asyncio.sleep(0.2)
 
     async def _finish_all(self, ended: Iterable[tuple[str, int]]) -> None:
