@@ -4,9 +4,10 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 from fastapi import APIRouter, Request
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 router = APIRouter()
 
 FORWARDED_HEADERS = ("anthropic-version", "anthropic-beta", "tracestate")
+LONGEST_HEADER = 1024
+DEEPEST = 200
 PINGS = {
     Dialect.ANTHROPIC: b'event: ping\ndata: {"type": "ping"}\n\n',
     Dialect.OPENAI: b": ping\n\n",
@@ -132,10 +135,20 @@ def parse(body: bytes, dialect: Dialect, **defaults: Any) -> InferenceRequest:
         raise InvalidBody(f"The body is not valid JSON: {error}.") from error
     if not isinstance(parsed, dict):
         raise InvalidBody("The body must be a JSON object.")
+    refuse_depth(body, parsed)
     try:
         return DIALECTS[dialect].parse_request({**defaults, **parsed} if defaults else parsed)
     except InvalidRequest as error:
         raise InvalidBody(str(error), param=error.param) from error
+
+
+def refuse_depth(body: bytes, parsed: Any) -> None:
+    """JSON can be read deeper than it can be written; what cannot be passed on is refused here."""
+    if body.count(b"{") + body.count(b"[") > DEEPEST:
+        try:
+            orjson.dumps(parsed)
+        except TypeError as error:
+            raise InvalidBody("The body is nested too deeply.") from error
 
 
 def note_alias(call: InferenceRequest) -> None:
@@ -148,7 +161,11 @@ def seal(
     body: bytes, dialect: Dialect, caller: Caller, headers: Mapping[str, str], deps: Deps
 ) -> Envelope:
     """What the worker gets: fresh ids, the caller and the body as it came."""
-    passed_on = {name: headers[name] for name in FORWARDED_HEADERS if name in headers}
+    passed_on = {
+        name: headers[name]
+        for name in FORWARDED_HEADERS
+        if name in headers and headers[name].isascii()
+    }
     trace_id = current_trace()
     passed_on["traceparent"] = f"00-{trace_id}-{secrets.token_hex(8)}-01"
     return Envelope(
@@ -199,7 +216,7 @@ async def _watch_disconnect(request: Request, reply: Reply) -> None:
 async def _abandon(reply: Reply, envelope: Envelope, deps: Deps) -> None:
     """The client left: its provider call is stopped and what was used is settled."""
     deps.relay.forget(reply)
-    if not reply.ended:
+    if not reply.finished:
         await give_order(deps.redis, CANCEL, inference_id=str(envelope.inference_id))
 
 
@@ -256,8 +273,13 @@ def answer_headers(
         if head["simulated"]:
             headers["x-ainfera-simulated"] = "true"
         if head["ignored"]:
-            headers["x-ainfera-ignored-fields"] = ",".join(head["ignored"])
+            headers["x-ainfera-ignored-fields"] = as_header(head["ignored"])
     return headers
+
+
+def as_header(names: Iterable[str]) -> str:
+    """Names that a client chose, as a header value: nothing in it can end the header."""
+    return quote(",".join(names)[:LONGEST_HEADER], safe=",._-[]$ ")
 
 
 def failure_frames(failure: Failure, reply: Reply, envelope: Envelope, deps: Deps) -> bytes:

@@ -49,7 +49,7 @@ class Reply:
         self.pings = pings
         self.expected_at = self.last_heard = now
         self.opened: bytes | None = None
-        self.ended = False
+        self.ended = self.finished = False
         self.gone = False
         self._attempt = 0
         self._expected = 0
@@ -89,10 +89,10 @@ class Reply:
             self._sent_data = True
             self._put(RecordKind.DATA, number_frames(record.body, record.seq))
         elif record.kind is RecordKind.DONE:
-            self.ended = True
+            self.ended = self.finished = True
             self._put(RecordKind.DONE, number_frames(record.body, record.seq))
         else:
-            self.ended = True
+            self.ended = self.finished = True
             self._put(RecordKind.FAIL, record.body)
         self._notify()
 

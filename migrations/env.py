@@ -5,11 +5,9 @@ import asyncio
 from alembic import context
 from sqlalchemy import Connection, text
 
+from migrations.run import MIGRATION_LOCK
 from shared.db import owner_engine
 from shared.models import METADATA
-
-# Two processes that start together migrate one after the other; the number is arbitrary.
-MIGRATION_LOCK = 0x61696E66
 
 
 def migrate(connection: Connection) -> None:

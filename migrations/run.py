@@ -9,6 +9,9 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 
+# Two processes that start together migrate one after the other; the number is arbitrary.
+MIGRATION_LOCK = 0x61696E66
+
 
 def alembic_config(url: str) -> Config:
     config = Config()

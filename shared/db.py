@@ -164,6 +164,7 @@ class Committer:
         function: str,
         *,
         patience_s: float | None = None,
+        durable: bool = True,
         batch_limit: int = BATCH_LIMIT,
         queue_limit: int = QUEUE_LIMIT,
     ) -> None:
@@ -172,6 +173,7 @@ class Committer:
         self._db = db
         self._function = function
         self._patience_s = patience_s
+        self._durable = durable
         self._batch_limit = batch_limit
         self._room = asyncio.Semaphore(queue_limit)
         self._wake = asyncio.Event()
@@ -281,6 +283,8 @@ class Committer:
 
     async def _connect(self) -> Statement:
         self._connection = await self._db.connect_raw(f"{APPLICATION_NAME} {self._function}")
+        if not self._durable:
+            await self._connection.execute("SET synchronous_commit = off")
         self._statement = await self._connection.prepare(
             f"SELECT * FROM {self._function}($1::jsonb)"
         )

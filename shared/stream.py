@@ -168,6 +168,13 @@ class Publisher:
 
     async def _send(self, messages: dict[str, bytes]) -> None:
         """Publish, trying for a while; then let go: a reader sees the gap in `seq`."""
+        try:
+            await self._send_once(messages)
+        except (RedisError, OSError):
+            await self._send_again(messages)
+
+    async def _send_again(self, messages: dict[str, bytes]) -> None:
+        """The same with patience. A message that comes twice is told apart by its `seq`."""
         retrying = AsyncRetrying(
             retry=retry_if_exception_type((RedisError, OSError)),
             stop=stop_after_delay(10),
@@ -175,9 +182,7 @@ class Publisher:
             reraise=True,
         )
         try:
-            async for attempt in retrying:
-                with attempt:
-                    await self._send_once(messages)
+            await retrying(self._send_once, messages)
         except (RedisError, OSError) as error:
             log.error("publish_failed", extra={"messages": len(messages), "error": repr(error)})
 

@@ -58,6 +58,7 @@ VAGUE_NAMES = {
 # Where anything may go wrong and the process must go on: each of these reports it.
 PROCESS_EDGES = {
     "workers/fleet.py": 1,  # one job's failure is not the worker's
+    "workers/inference.py": 1,  # a bug while a provider is asked is settled like any fault
     "ingress/operations.py": 1,  # whatever a dependency's failure is, we are not ready
 }
 

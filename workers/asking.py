@@ -88,6 +88,7 @@ class Asking:
             completed=self.last if isinstance(self.last, Completed) else None,
             candidate=self.candidate,
             usage=self.usage(),
+            held_usd=self.held_usd,
             latency_ms=round((self._clock() - began) * 1000),
             ttft_ms=None if first is None else round((first - began) * 1000),
         )

@@ -1,11 +1,13 @@
 """One call in the hands of a worker, and how it can end."""
 
 from dataclasses import dataclass, field
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
 from shared.domain.candidate import Candidate
 from shared.domain.inference import Completed, Failure, InferenceRequest, Usage
+from shared.domain.ledger import ZERO
 from shared.errors import InternalError
 from shared.queue import Envelope
 from workers.answer import Answer
@@ -76,7 +78,7 @@ class Ending:
     """How a call ended. `candidate` is the model that was asked last, None where none was.
 
     `usage` is what the provider counted, or our estimate of it; times in milliseconds since
-    the provider was asked.
+    the provider was asked. `held_usd` is the hold at the end.
     """
 
     outcome: Outcome
@@ -84,6 +86,7 @@ class Ending:
     completed: Completed | None = None
     candidate: Candidate | None = None
     usage: Usage = NOTHING_USED
+    held_usd: Decimal = ZERO
     latency_ms: int | None = None
     ttft_ms: int | None = None
 

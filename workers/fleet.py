@@ -164,8 +164,10 @@ class FleetWorker(Worker):
             self._last_heart_beat = self.loop.time()
             await self.heart_beat()
         if len(claims) < room or room <= 0:
+            # not wait_for: on Python 3.11 it can swallow the cancellation that ends us
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), FALL_BACK_POLL_S)
+                async with asyncio.timeout(FALL_BACK_POLL_S):
+                    await self._wake.wait()
 
     async def _claim_up_to(self, limit: int) -> list[Claim]:
         rows = await self._claim(

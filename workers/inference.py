@@ -22,6 +22,7 @@ from shared.errors import (
     InsufficientFunds,
     InternalError,
     NotFound,
+    Overloaded,
     SpendPolicyExceeded,
 )
 from shared.log import bind_inference, bind_trace
@@ -55,7 +56,7 @@ async def run_inference(ctx: Mapping[str, Any], inference_id: str) -> None:
     except AinferaError as refused:
         call.answer.fail(refused.failure())
     except Exception:  # a bug: the client must not wait for an answer that will never come
-        call.answer.fail(InternalError("The call failed inside the gateway.").failure())
+        call.answer.fail(broken_inside())
         raise
 
 
@@ -74,7 +75,11 @@ async def carry_out(call: Call, deps: Deps) -> None:
     plan = plan_call(call, deps)
     refusal = refused_before_hold(call, plan, deps)
     if refusal is None:
-        held = await deps.ledger.hold(hold_item(call, plan, deps))
+        try:
+            held = await deps.ledger.hold(hold_item(call, plan, deps))
+        except Overloaded as away:
+            await give_up_hold(call, plan, away, deps)
+            return
         if held.result == "SETTLED":
             call.answer.fail(already_over())
             return
@@ -86,6 +91,18 @@ async def carry_out(call: Call, deps: Deps) -> None:
         log.warning("settlement_refused", extra={"reason": str(reason), "attempt": call.attempt})
         return
     tell_the_end(call, ending, completed)
+
+
+async def give_up_hold(call: Call, plan: Plan, away: Overloaded, deps: Deps) -> None:
+    """The database did not answer, so the hold may or may not stand: tell, then close the call.
+
+    The settlement waits for the database as long as it takes, and voids the hold if there is one.
+    """
+    call.answer.fail(away.failure())
+    try:
+        await settle(call, plan, Ending(Outcome.EXPIRED, failure=away.failure()), deps)
+    except NotOurs as reason:
+        log.warning("settlement_refused", extra={"reason": str(reason), "attempt": call.attempt})
 
 
 def refused_before_hold(call: Call, plan: Plan, deps: Deps) -> Ending | None:
@@ -147,6 +164,9 @@ async def ask_until_answered(call: Call, plan: Plan, deps: Deps) -> Ending:
             assert current is not None
             current.uncancel()
             return asking.ending(Outcome.CANCELLED, None)
+        except Exception:  # a bug while a provider is asked: what was used is settled all the same
+            log.exception("asking_failed", extra={"model": candidate.slug})
+            return asking.ending(outcome_of(asking), broken_inside())
         if isinstance(last, Completed):
             return asking.ending(Outcome.SUCCEEDED, None)
         fallback = next(iter(plan.candidates[asked + 1 :]), None)
@@ -175,6 +195,10 @@ def tell_the_end(call: Call, ending: Ending, completed: Completed | None) -> Non
         call.answer.finish(completed)
     elif ending.outcome is not Outcome.CANCELLED:
         call.answer.fail(ending.failure_or_bug())
+
+
+def broken_inside() -> Failure:
+    return InternalError("The call failed inside the gateway; what was used is settled.").failure()
 
 
 def already_over() -> Failure:

@@ -1,11 +1,16 @@
 """Money in and out of a wallet around one call: hold, extend, settle; each one round trip."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from shared.db import Committer, Database
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared.db import TRANSIENT, Committer, Database
+
+log = logging.getLogger(__name__)
 
 OPEN = "open_inferences"
 SETTLE = "settle_inferences"
@@ -32,7 +37,8 @@ class Ledger:
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._opener = Committer(db, OPEN, patience_s=HOLD_PATIENCE_S)
+        # a hold that a crash takes back was not yet settled, or the settlement has flushed it too
+        self._opener = Committer(db, OPEN, patience_s=HOLD_PATIENCE_S, durable=False)
         self._settler = Committer(db, SETTLE)
 
     async def start(self) -> None:
@@ -66,5 +72,12 @@ class Ledger:
         return result
 
     async def extend(self, inference_id: str, attempt: int, extra: Decimal) -> str:
-        """Enlarge a hold by `extra` USD while a stream outgrows it; `EXTENDED` or a refusal."""
-        return await self._db.extend_hold(inference_id, attempt, extra)
+        """Enlarge a hold by `extra` USD while a stream outgrows it; `EXTENDED` or a refusal.
+
+        A database that is away refuses too: `UNAVAILABLE`. No money is promised without it.
+        """
+        try:
+            return await self._db.extend_hold(inference_id, attempt, extra)
+        except (SQLAlchemyError, *TRANSIENT) as error:
+            log.warning("hold_not_extended", extra={"error": repr(error)})
+            return "UNAVAILABLE"

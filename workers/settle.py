@@ -88,6 +88,10 @@ async def settle(call: Call, plan: Plan, ending: Ending, deps: Deps) -> Complete
     Raises `NotOurs` if another attempt has settled it or owns it now.
     """
     charge = cost(ending.usage, prices_of(ending.candidate)) if ending.candidate else ZERO
+    if ending.candidate is not None and charge > ending.held_usd:
+        # dearer than anyone could know: held for like the rest, or written off by the ledger
+        extra = charge - ending.held_usd
+        await deps.ledger.extend(call.inference_id, call.attempt, extra)
     item = settlement_item(call, plan, ending, charge, deps)
     if ending.candidate is not None:
         PROVIDER_CALLS.labels(

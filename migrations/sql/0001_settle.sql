@@ -38,8 +38,8 @@ BEGIN
 
   transfer.created_at := at;
   FOR rec IN
-    SELECT x.*, w.id AS wallet_id, w AS wallet, i.state, i.attempt AS known_attempt, i.hold_usd,
-           i.settled_usd
+    SELECT x.*, w.id AS wallet_id, w AS wallet, i.agent_id AS known_agent, i.state,
+           i.attempt AS known_attempt, i.hold_usd, i.settled_usd
       FROM ROWS FROM (jsonb_to_recordset(batch) AS (
              inference_id uuid, tenant_id uuid, agent_id uuid, attempt int, refused boolean,
              charge numeric(20,9), routed boolean, dialect text, model text, outcome jsonb,
@@ -47,9 +47,15 @@ BEGIN
              AS x (inference_id, tenant_id, agent_id, attempt, refused, charge, routed, dialect,
                    model, outcome, receipt, ord)
       LEFT JOIN accounts w ON w.agent_id = x.agent_id
-      LEFT JOIN inferences i ON i.id = x.inference_id AND i.agent_id = x.agent_id
+      -- by the key alone: with the agent beside it, the planner may read all of an agent's calls
+      LEFT JOIN inferences i ON i.id = x.inference_id
      ORDER BY w.id, x.ord
   LOOP
+    IF rec.known_agent IS DISTINCT FROM rec.agent_id THEN
+      rec.state := NULL;
+      rec.known_attempt := NULL;
+      rec.settled_usd := NULL;
+    END IF;
     IF rec.wallet_id IS DISTINCT FROM purse.id THEN
       IF purse.id IS NOT NULL THEN
         purses := purses || purse;
@@ -88,7 +94,7 @@ BEGIN
           RAISE EXCEPTION 'inference %: a charge is never negative', inference_id
             USING ERRCODE = 'check_violation';
         END IF;
-        charged := least(cost, rec.hold_usd + purse.balance - purse.held);
+        charged := least(cost, rec.hold_usd);
         purse.balance := purse.balance - charged;
         purse.held := purse.held - rec.hold_usd;
         purse.spent_today := purse.spent_today + charged;

@@ -193,8 +193,11 @@ class Settlement:
 
 
 def settle(wallet: Wallet, hold: Decimal, charge: Decimal, day: date) -> Settlement:
-    """Release the hold and take the charge, beyond the hold only as far as money is free."""
-    charged = min(charge, hold + wallet.available)
+    """Release the hold and take the charge, never more than was held; the rest is written off.
+
+    Who needs more extends the hold first, so that caps and other calls' holds are respected.
+    """
+    charged = min(charge, hold)
     after = Wallet(
         balance=wallet.balance - charged,
         held=wallet.held - hold,

@@ -31,6 +31,9 @@ INSERT INTO models (slug, brand, provider, provider_model_id, display_name, cont
 VALUES ('{ONLY_WORDS}', 'openai', 'openai', '{ONLY_WORDS}', 'Words only', 8000, 1000, 1, 1, 'PASS')
 """
 
+# Without the SDKs' own retries each call of a test is one call; who waits for ever has failed.
+ONCE: Any = {"max_retries": 0, "timeout": 30}
+
 Signup = Callable[..., ainfera.SignupResult]
 
 
@@ -138,15 +141,14 @@ def stranger(stack: Stack) -> Iterator[ainfera.AinferaClient]:
 
 @pytest.fixture(scope="session")
 def any_claude(stack: Stack) -> Iterator[anthropic.Anthropic]:
-    """Without the SDK's own retries, so that each call of a test is one call."""
-    with anthropic.Anthropic(api_key="none yet", base_url=stack.url, max_retries=0) as client:
+    with anthropic.Anthropic(api_key="none yet", base_url=stack.url, **ONCE) as client:
         yield client
 
 
 @pytest.fixture(scope="session")
 def any_gpt(stack: Stack) -> Iterator[openai.OpenAI]:
     base_url = f"{stack.url}/v1"
-    with openai.OpenAI(api_key="none yet", base_url=base_url, max_retries=0) as client:
+    with openai.OpenAI(api_key="none yet", base_url=base_url, **ONCE) as client:
         yield client
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
+from ingress.inference import as_header
 from ingress.relay import MAX_UNREAD_BYTES, Chunk, Relay, Reply
 from shared.stream import Record, RecordKind, unpack_failure, unpack_records
 
@@ -150,3 +151,33 @@ async def test_an_answer_that_nobody_gives_ends_in_pings_and_an_error(relay: Rel
             pass
     assert chunk[0] is RecordKind.FAIL
     assert unpack_failure(chunk[1]).code == "deadline_exceeded"
+
+
+async def test_an_answer_that_the_relay_breaks_off_is_not_finished() -> None:
+    """Its worker does not know, so it has to be told to stop."""
+    broken = told(record(RecordKind.OPEN, 0, b"{}"), record(RecordKind.DATA, 2, b"data: b\n\n"))
+    assert broken.ended
+    assert not broken.finished
+    whole = told(record(RecordKind.OPEN, 0, b"{}"), record(RecordKind.DONE, 1, b"body"))
+    assert whole.ended
+    assert whole.finished
+
+
+async def test_a_repeat_with_other_words_is_dropped_too() -> None:
+    reply = told(
+        record(RecordKind.OPEN, 0, b"{}"),
+        record(RecordKind.DATA, 1, b"data: a\n\n"),
+        record(RecordKind.DATA, 1, b"data: again\n\n"),
+        record(RecordKind.DONE, 2, b"data: c\n\n"),
+    )
+    assert await drain(reply) == [
+        (RecordKind.DATA, b"data: a\nid: 1\n\n"),
+        (RecordKind.DONE, b"data: c\nid: 2\n\n"),
+    ]
+
+
+def test_names_that_a_client_chose_cannot_end_a_header() -> None:
+    header = as_header(["top_k", "x\r\nset-cookie: y", "日本", "z" * 5000])
+    assert header.startswith("top_k,x%0D%0Aset-cookie")
+    assert header.isascii()
+    assert len(header) < 4096

@@ -15,6 +15,7 @@ from sqlalchemy import Connection as SyncConnection
 from sqlmodel import select
 
 import migrations
+from migrations.run import MIGRATION_LOCK
 from shared.config import Settings
 from shared.db import APP_ROLE, Connection, Database, connect, driver_dsn, owner_engine
 from shared.domain.ledger import USAGE_ACCOUNT, AccountKind
@@ -66,10 +67,22 @@ async def test_up_and_down_and_up_again_from_empty(empty_database: str) -> None:
     assert await things(empty_database) == first
 
 
-async def test_two_processes_may_migrate_at_once(empty_database: str) -> None:
+async def test_two_processes_migrate_one_after_the_other(empty_database: str) -> None:
+    """Both are made to wait for the lock first, so that they start at the very same moment."""
     command = (sys.executable, "-m", "migrations", "upgrade", "head")
     environment = {**os.environ, "MIGRATION_DATABASE_URL": empty_database}
-    processes = [await asyncio.create_subprocess_exec(*command, env=environment) for _ in range(2)]
+    waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    gate = await connect(empty_database, None, "test")
+    try:
+        await gate.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
+        processes = [
+            await asyncio.create_subprocess_exec(*command, env=environment) for _ in range(2)
+        ]
+        async with asyncio.timeout(60):
+            while await gate.fetchval(waiting) < 2:
+                await asyncio.sleep(0.05)
+    finally:
+        await gate.close()
     assert [await process.wait() for process in processes] == [0, 0]
     assert ("relation", "transfers") in await things(empty_database)
 

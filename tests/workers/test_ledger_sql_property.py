@@ -9,11 +9,13 @@ from datetime import date
 from decimal import Decimal
 from uuid import UUID
 
+import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared.db import APP_ROLE, Connection, connect
+from shared.domain.audit import draft
 from shared.domain.ledger import Caps, OpenOutcome, Wallet, admit, settle
 from tests.workers.ledger_cases import (
     Agent,
@@ -221,3 +223,27 @@ async def test_settling_one_call_from_everywhere_settles_it_once(
     assert answers.count(["SETTLED"]) == 1
     assert answers.count(["EXISTS"]) == CROWD - 1
     assert (await wallet_of(ledger_db, agent))["balance"] == Decimal("9.5")
+
+
+async def test_a_crowd_of_witnesses_writes_one_chain(
+    database_url: str, ledger_db: Connection
+) -> None:
+    """Events outside of calls, from the very first one on, are not serialised by a wallet."""
+    agents = [await new_agent(ledger_db) for _ in range(3)]
+
+    async def witness(connection: Connection, n: int) -> None:
+        batch = [
+            {
+                "agent_id": agent.agent_id,
+                "tenant_id": agent.tenant_id,
+                "event": draft("key.revoked", agent.agent_id, {"witness": n}).wire(),
+            }
+            for agent in random.Random(n).sample(agents, 3)
+        ]
+        await connection.execute("SELECT append_audit($1::jsonb)", orjson.dumps(batch).decode())
+
+    async with crowd(database_url) as connections:
+        await asyncio.gather(*(witness(each, n) for n, each in enumerate(connections)))
+    for agent in agents:
+        chain = await chain_of(ledger_db, agent)
+        assert (chain.valid, chain.event_count) == (True, CROWD)

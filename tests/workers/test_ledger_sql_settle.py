@@ -109,27 +109,27 @@ async def test_a_charge_of_nothing_voids_the_hold(ledger_db: Connection) -> None
     assert stored == "voided"
 
 
-async def test_a_charge_over_the_hold_takes_free_money_and_writes_off_the_rest(
+async def test_a_charge_over_the_hold_takes_the_hold_and_writes_off_the_rest(
     ledger_db: Connection,
 ) -> None:
     agent = await new_agent(ledger_db, funds="3")
     item, other = hold(agent, "1"), hold(agent, "0.5")
     await call(ledger_db, "open_inferences", item, other)
     (row,) = await call(ledger_db, "settle_inferences", ending(agent, item["inference_id"], "4"))
-    assert (row["charged"], row["balance"]) == (Decimal("2.5"), Decimal("0.5"))
+    assert (row["charged"], row["balance"]) == (Decimal(1), Decimal(2))
     moved = await ledger_db.fetch(
         "SELECT debit_account, amount FROM transfers WHERE inference_id = $1 ORDER BY kind",
         UUID(item["inference_id"]),
     )
     assert [tuple(row) for row in moved] == [
-        (agent.wallet_id, Decimal("2.5")),
-        (LOSSES_ACCOUNT, Decimal("1.5")),
+        (agent.wallet_id, Decimal(1)),
+        (LOSSES_ACCOUNT, Decimal(3)),
     ]
     # the other call's hold was not touched
     assert await results(
         ledger_db, "settle_inferences", ending(agent, other["inference_id"], "0.5")
     ) == ["SETTLED"]
-    assert (await wallet_of(ledger_db, agent))["balance"] == 0
+    assert (await wallet_of(ledger_db, agent))["balance"] == Decimal("1.5")
 
 
 async def test_a_refused_call_leaves_its_capture_and_no_money(ledger_db: Connection) -> None:

@@ -20,6 +20,7 @@ from workers.providers.wire import WireProvider
 
 _UNFINISHED = b'"finish_reason":null'
 _DELTA = b'"delta":{'
+_LOGPROBS = b',"logprobs":'
 _AROUND_DELTA = len('"content":""},')
 
 
@@ -52,6 +53,9 @@ def _is_word(frame: bytes) -> bool:
 
 def _size(frame: bytes) -> int:
     start, end = frame.find(_DELTA), frame.rfind(_UNFINISHED)
+    logprobs = frame.find(_LOGPROBS, start)
+    if 0 <= logprobs < end:
+        end = logprobs + 1
     if end < start:
         end = len(frame)
     return max(0, end - start - len(_DELTA) - _AROUND_DELTA)

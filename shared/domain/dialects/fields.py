@@ -30,10 +30,23 @@ def a_string(value: Any, param: str) -> str:
     return value
 
 
+LONGEST_NAME = 512
+LARGEST_INT = 2**53
+# Numbers of ours have at most nine decimals; an exponent may not write a gigabyte of zeros.
+LONGEST_NUMBER, SMALLEST_EXPONENT, LARGEST_EXPONENT = 64, -64, 18
+
+
+def storable(text: str, param: str) -> str:
+    """Text that stands in the books: no zero character, which Postgres refuses, and bounded."""
+    if "\0" in text or len(text) > LONGEST_NAME:
+        raise fault(param, f"must be at most {LONGEST_NAME} characters, none of them zero")
+    return text
+
+
 def a_name(value: Any, param: str) -> str:
     if not isinstance(value, str) or not value:
         raise fault(param, "must be a string that is not empty")
-    return value
+    return storable(value, param)
 
 
 def optional_string(body: Mapping[str, Any], key: str, at: str = "") -> str | None:
@@ -65,6 +78,8 @@ def optional_int(body: Mapping[str, Any], key: str, minimum: int = 1, at: str = 
         raise fault(at + key, "must be an integer")
     if value < minimum:
         raise fault(at + key, f"must be at least {minimum}")
+    if value > LARGEST_INT:
+        raise fault(at + key, f"must be at most {LARGEST_INT}")
     return value
 
 
@@ -89,6 +104,13 @@ def a_decimal(value: Any, param: str) -> Decimal:
         number = Decimal(str(value))
     except InvalidOperation:
         raise fault(param, "must be a number") from None
+    if len(str(value)) > LONGEST_NUMBER:
+        raise fault(param, "has too many digits")
+    if number.is_finite() and not (
+        int(number.as_tuple().exponent) >= SMALLEST_EXPONENT
+        and number.adjusted() <= LARGEST_EXPONENT
+    ):
+        raise fault(param, "is out of range")
     if not number.is_finite():
         raise fault(param, "must be a finite number")
     return number

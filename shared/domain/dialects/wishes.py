@@ -12,6 +12,7 @@ from shared.domain.dialects.fields import (
     fault,
     optional_int,
     optional_string,
+    storable,
     strings,
 )
 from shared.domain.inference import (
@@ -65,9 +66,13 @@ def read_hint(body: Mapping[str, Any]) -> RoutingHint:
         routing_preference=optional_string(hint, "routing_preference", at),
         budget_cap_usd=_budget(hint.get("budget_cap_usd")),
         latency_cap_ms=optional_int(hint, "latency_cap_ms", 0, at),
-        allow=strings(hint.get("allow"), at + "allow"),
-        deny=strings(hint.get("deny"), at + "deny"),
+        allow=_slugs(hint.get("allow"), at + "allow"),
+        deny=_slugs(hint.get("deny"), at + "deny"),
     )
+
+
+def _slugs(value: Any, param: str) -> tuple[str, ...]:
+    return tuple(storable(slug, param) for slug in strings(value, param))
 
 
 def _quality(value: Any) -> Decimal | None:
