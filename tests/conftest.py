@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import hypothesis
 import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
@@ -25,6 +26,10 @@ import migrations
 from shared.catalog import seed_catalog
 from shared.config import PROVIDER_SETTINGS, Settings
 from shared.embedded import APP_ROLE, OWNER_ROLE, Servers, embedded_servers, postgres_url
+
+# how long an example takes is the machine's business, not the rule's
+hypothesis.settings.register_profile("ainfera", deadline=None)
+hypothesis.settings.load_profile("ainfera")
 
 _TEMPLATE = "template_migrated"
 _database_numbers = itertools.count(1)
