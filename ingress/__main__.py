@@ -1,15 +1,21 @@
 """`python -m ingress`: the ingress on uvicorn, as the Procfile runs it."""
 
+import sys
+
 import uvicorn
 from sse_starlette.sse import AppStatus
 
 from ingress.app import create_app
-from shared.config import Settings
+from shared.config import SettingsError, read_settings
 from shared.log import configure_logging
 
 
-def main() -> None:
-    settings = Settings()
+def main() -> int:
+    try:
+        settings = read_settings()
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     configure_logging("ingress", settings.log_level)
     # streams end by themselves within the grace time; only then are they cut
     AppStatus.enable_automatic_graceful_drain = False
@@ -25,7 +31,8 @@ def main() -> None:
         server_header=False,
         date_header=False,
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

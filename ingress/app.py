@@ -23,6 +23,7 @@ from shared.control import KEY_REVOKED, ControlListener
 from shared.db import Database
 from shared.domain.inference import Dialect
 from shared.errors import AinferaError, InternalError, InvalidBody, NotFound
+from shared.keys import agent_key_sealer
 from shared.queue import InferenceQueue
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
 @asynccontextmanager
 async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
     """Everything a request handler may use, connected; closed in reverse order."""
+    agent_key_sealer(settings.master_key.get_secret_value())  # refuses a key that cannot seal
     redis = Redis.from_url(settings.redis_url)
     db = Database(settings)
     keyring = KeyCache(db)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 VERSION = "0.1.0"
@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     migration_database_url: str = Field("", validation_alias="MIGRATION_DATABASE_URL")
     redis_url: str = Field("", validation_alias="REDIS_URL")
     host: str = Field("127.0.0.1", validation_alias="HOST")
-    port: int = Field(8080, validation_alias="PORT")
+    port: int = Field(8080, ge=0, le=65535, validation_alias="PORT")
     fleet_home: Path = Field(Path(".fleet"), validation_alias="FLEET_HOME")
     public_base_url: str = Field("", validation_alias="PUBLIC_BASE_URL")
     log_level: str = Field("INFO", validation_alias="LOG_LEVEL")
@@ -116,6 +116,19 @@ class Settings(BaseSettings):
 
     def audit_url(self, agent_id: str) -> str:
         return f"{self.base_url}/v1/audit/{agent_id}/verify"
+
+
+class SettingsError(ValueError):
+    """What was set cannot be used; the message names each setting and what it may be."""
+
+
+def read_settings() -> Settings:
+    """The settings of this process. Raises `SettingsError`."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise SettingsError("\n".join(["These settings cannot be used:", *wrong])) from None
 
 
 def simulating(settings: Settings, providers: Mapping[str, ProviderConfig]) -> bool:

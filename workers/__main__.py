@@ -5,7 +5,7 @@ import sys
 
 import uvloop
 
-from shared.config import Settings
+from shared.config import SettingsError, read_settings
 from shared.log import configure_logging
 from workers.settings import WORKERS
 
@@ -15,7 +15,11 @@ def main() -> int:
     if kind not in WORKERS:
         sys.stderr.write(f"usage: python -m workers {'|'.join(WORKERS)}\n")
         return 2
-    settings = Settings()
+    try:
+        settings = read_settings()
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     configure_logging(kind, settings.log_level)
     asyncio.set_event_loop(uvloop.new_event_loop())
     WORKERS[kind](settings).run()

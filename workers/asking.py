@@ -133,6 +133,7 @@ async def ask(asking: Asking, deps: Deps) -> Completed | Failed:
         forward=forward,
         seed=call.inference_id,
         headers=call.envelope.headers,
+        deadline_s=time_left(call, deps),
     )
     async with aclosing(provider.stream(asked)) as events:
         async for event in events:
@@ -149,6 +150,12 @@ async def ask(asking: Asking, deps: Deps) -> Completed | Failed:
             upstream_status=None,
         ).failure()
     )
+
+
+def time_left(call: Call, deps: Deps) -> float:
+    """Seconds until the call's own deadline, which no fallback prolongs; never quite none."""
+    ends_at = call.envelope.accepted_at + deps.settings.call_deadline_s
+    return max(ends_at - deps.clock(), 0.001)
 
 
 def call_info(call: Call, candidate: Candidate, simulated: bool, deps: Deps) -> CallInfo:

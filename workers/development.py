@@ -24,7 +24,14 @@ import psutil
 
 import migrations
 from shared.catalog import seed_catalog
-from shared.config import VERSION, Settings, provider_configs, simulating
+from shared.config import (
+    VERSION,
+    Settings,
+    SettingsError,
+    provider_configs,
+    read_settings,
+    simulating,
+)
 from shared.embedded import Servers, embedded_servers
 from shared.processes import ServerError
 from workers.procfile import (
@@ -55,7 +62,7 @@ def up() -> int:
     try:
         with StopSignals() as signals:
             return _up(signals)
-    except (UpError, ServerError) as error:
+    except (UpError, ServerError, SettingsError) as error:
         sys.stderr.write(f"\n{error}\n")
         return 1
     except Stopped:
@@ -64,7 +71,7 @@ def up() -> int:
 
 
 def _up(signals: StopSignals) -> int:
-    settings = Settings()
+    settings = read_settings()
     home = settings.fleet_home.resolve()
     refuse_taken_port(settings.host, settings.port)
     step("servers", "starting Postgres and Valkey" if _embeds(settings) else "yours")

@@ -118,7 +118,7 @@ class CountedStack:
     async def _finished(self) -> None:
         """Wait until the worker has ended the job, which it does after the client was told."""
         async with asyncio.timeout(_FINISHED_TIMEOUT_S):
-            while await self.valkey.zcard(f"{INFERENCE_QUEUE}:lease"):  # noqa: ASYNC110
+            while await self.valkey.zcard(f"{INFERENCE_QUEUE}:lease"):
                 await asyncio.sleep(0.002)
 
     async def _commandstats(self) -> Counter[str]:

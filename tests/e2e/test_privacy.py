@@ -9,6 +9,7 @@ import httpx
 import orjson
 import pytest
 
+from shared.embedded import Servers
 from tests.e2e.calls import EVERY_DIALECT, PATHS, Answer, call
 from tests.e2e.conftest import Signup
 from tests.e2e.stack import Stack
@@ -40,7 +41,12 @@ def confide(
 
 @EVERY_DIALECT
 def test_a_prompt_is_nowhere_once_its_call_has_ended(
-    stack: Stack, agent: ainfera.SignupResult, upstream: Upstream, witness: Witness, dialect: str
+    stack: Stack,
+    servers: Servers,
+    agent: ainfera.SignupResult,
+    upstream: Upstream,
+    witness: Witness,
+    dialect: str,
 ) -> None:
     """However the call ends: neither in a log, nor under a key of Valkey, nor in a table."""
     secret = f"Xylophon{uuid4().hex}"
@@ -84,6 +90,8 @@ def test_a_prompt_is_nowhere_once_its_call_has_ended(
     eventually(lambda: not witness.keys_with(secret), "no key that holds the prompt")
     assert witness.tables_with(secret) == []
     assert secret not in stack.log_text()
+    for log in (servers.home / "logs").glob("*.log"):
+        assert secret not in log.read_text(errors="replace"), log.name
 
 
 def test_these_searches_find_what_is_there(

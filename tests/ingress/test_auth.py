@@ -243,7 +243,7 @@ async def test_a_revocation_is_heard_over_the_control_channel(
     assert (await client.get(path, headers=new["auth"])).status_code == 200
     await give_order(deps.redis, KEY_REVOKED, key_hash=hash_api_key(new["api_key"]).hex())
     async with asyncio.timeout(30):
-        while (await client.get(path, headers=new["auth"])).status_code != 401:  # noqa: ASYNC110
+        while (await client.get(path, headers=new["auth"])).status_code != 401:
             await asyncio.sleep(0.01)
 
 
