@@ -29,13 +29,15 @@ class Cancellations:
 
     @contextmanager
     def watch(self, inference_id: str) -> Iterator[None]:
-        """While the block runs, `cancel(inference_id)` cancels the current task; at once, if the
-        order came earlier."""
+        """While the block runs, `cancel(inference_id)` cancels the current task.
+
+        Raises `CancelledError` if the order came earlier: the block is not begun at all.
+        """
+        if inference_id in self._cancelled:
+            raise asyncio.CancelledError
         task = asyncio.current_task()
         assert task is not None
         self._running[inference_id] = task
-        if inference_id in self._cancelled:
-            task.cancel()
         try:
             yield
         finally:
