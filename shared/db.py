@@ -206,7 +206,7 @@ class Committer:
                     raise Draining("This process is closing its connection to the database.")
                 self._waiting.append(waiting)
                 self._wake.set()
-                return await asyncio.shield(waiting.answer)
+                return await waiting.answer
         except TimeoutError:
             waiting.given_up = True
             raise Overloaded("The database does not answer at the moment.") from None

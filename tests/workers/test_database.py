@@ -78,9 +78,12 @@ async def test_two_processes_migrate_one_after_the_other(empty_database: str) ->
         processes = [
             await asyncio.create_subprocess_exec(*command, env=environment) for _ in range(2)
         ]
-        async with asyncio.timeout(60):
-            while await gate.fetchval(waiting) < 2:
-                await asyncio.sleep(0.05)
+        for _ in range(600):
+            if await gate.fetchval(waiting) == 2:
+                break
+            await asyncio.sleep(0.1)
+        else:
+            pytest.fail("the processes did not come to the lock")
     finally:
         await gate.close()
     assert [await process.wait() for process in processes] == [0, 0]

@@ -48,6 +48,26 @@ async def backend_of(superuser: Connection, function: str) -> int:
     return pid
 
 
+async def until_blocked(superuser: Connection, pid: int) -> None:
+    for _ in range(600):
+        if await superuser.fetchval("SELECT cardinality(pg_blocking_pids($1)) > 0", pid):
+            return
+        await asyncio.sleep(0.02)
+    pytest.fail("the statement never came to the lock")
+
+
+@asynccontextmanager
+async def locked(url: str, agent: Agent) -> AsyncIterator[None]:
+    """Somebody else has the wallet, so that no call of this agent gets through."""
+    other = await asyncpg.connect(url)
+    try:
+        async with other.transaction():
+            await other.execute("SELECT FROM accounts WHERE id = $1 FOR UPDATE", agent.wallet_id)
+            yield
+    finally:
+        await other.close()
+
+
 async def test_a_hundred_items_cost_four_statements_and_nothing_else(
     settings: Settings, superuser_url: str, ledger_db: Connection
 ) -> None:
@@ -121,35 +141,41 @@ async def test_two_items_of_one_call_do_not_travel_together(
     ]
 
 
-async def test_a_killed_connection_is_replaced_and_nothing_is_lost(
+async def test_a_connection_killed_in_the_middle_is_replaced_and_nothing_is_lost(
     settings: Settings, superuser_url: str, ledger_db: Connection
 ) -> None:
+    """Killed while a statement is under way: it waits for a wallet that somebody else has."""
     agent = await new_agent(ledger_db, funds="1000")
     superuser = await asyncpg.connect(superuser_url)
     try:
         async with committer(settings, OPEN) as opener:
             killed = await backend_of(superuser, OPEN)
-            waiting = [asyncio.create_task(opener.submit(hold(agent, "1"))) for _ in range(50)]
-            await asyncio.sleep(0)
-            assert await superuser.fetchval("SELECT pg_terminate_backend($1, 5000)", killed)
+            async with locked(superuser_url, agent):
+                waiting = [asyncio.create_task(opener.submit(hold(agent, "1"))) for _ in range(50)]
+                await until_blocked(superuser, killed)
+                assert await superuser.fetchval("SELECT pg_terminate_backend($1, 5000)", killed)
             rows = await asyncio.gather(*waiting)
             assert await backend_of(superuser, OPEN) != killed
     finally:
         await superuser.close()
-    assert {row["result"] for row in rows} <= {"OPENED", "EXISTS"}
+    assert {row["result"] for row in rows} == {"OPENED"}
     assert (await wallet_of(ledger_db, agent))["held"] == 50
 
 
-class DeafServer:
+class BadLine:
     """A socket in front of Postgres that passes everything on, until it is told to lose the
-    answer to the next thing sent and hang up; later connections are passed on again."""
+    answer to the next thing sent and hang up (`deaf`); while `down`, it takes no new call."""
 
     def __init__(self, target: str) -> None:
         self._target = target
         self.deaf = False
+        self.down = False
         self.hung_up = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.down:
+            writer.close()
+            return
         back_reader, back_writer = await asyncio.open_unix_connection(self._target)
 
         async def answers() -> None:
@@ -170,10 +196,10 @@ class DeafServer:
 
 
 @asynccontextmanager
-async def deaf_server(url: str, folder: Path) -> AsyncIterator[tuple[DeafServer, str]]:
-    """The server and the URL of the same database through it."""
+async def bad_line(url: str, folder: Path) -> AsyncIterator[tuple[BadLine, str]]:
+    """The line and the URL of the same database through it."""
     address, _, sockets = url.partition("?host=")
-    proxy = DeafServer(f"{sockets}/.s.PGSQL.5432")
+    proxy = BadLine(f"{sockets}/.s.PGSQL.5432")
     server = await asyncio.start_unix_server(proxy.serve, folder / ".s.PGSQL.5432")
     async with server:
         yield proxy, f"{address}?host={folder}"
@@ -187,7 +213,7 @@ async def test_an_answer_lost_after_the_commit_is_asked_for_again(
     item = hold(agent, "2")
     await call(ledger_db, OPEN, item)
     async with (
-        deaf_server(database_url, tmp_path) as (proxy, url),
+        bad_line(database_url, tmp_path) as (proxy, url),
         committer(make_settings(database_url=url), SETTLE) as settler,
     ):
         proxy.deaf = True
@@ -197,16 +223,25 @@ async def test_an_answer_lost_after_the_commit_is_asked_for_again(
     assert (await wallet_of(ledger_db, agent))["balance"] == 9
 
 
-@asynccontextmanager
-async def locked(url: str, agent: Agent) -> AsyncIterator[None]:
-    """Somebody else has the wallet, so that no call of this agent gets through."""
-    other = await asyncpg.connect(url)
-    try:
-        async with other.transaction():
-            await other.execute("SELECT FROM accounts WHERE id = $1 FOR UPDATE", agent.wallet_id)
-            yield
-    finally:
-        await other.close()
+async def test_a_call_given_up_while_postgres_was_away_is_not_placed_afterwards(
+    make_settings: Make, database_url: str, tmp_path: Path, ledger_db: Connection
+) -> None:
+    """Its client was told 503; money held for it would be held for nobody."""
+    agent = await new_agent(ledger_db)
+    first, lost = hold(agent, "1"), hold(agent, "2")
+    async with (
+        bad_line(database_url, tmp_path) as (line, url),
+        committer(make_settings(database_url=url), OPEN, patience_s=1) as opener,
+    ):
+        assert (await opener.submit(first))["result"] == "OPENED"
+        line.deaf = line.down = True
+        with pytest.raises(Overloaded):
+            await opener.submit(first)  # this one may have arrived
+        with pytest.raises(Overloaded):
+            await opener.submit(lost)
+        line.down = False
+    assert line.hung_up == 1
+    assert (await wallet_of(ledger_db, agent))["held"] == 1
 
 
 async def test_impatience_ends_in_overloaded_and_leaves_no_hold(
