@@ -164,7 +164,6 @@ class Committer:
         function: str,
         *,
         patience_s: float | None = None,
-        durable: bool = True,
         batch_limit: int = BATCH_LIMIT,
         queue_limit: int = QUEUE_LIMIT,
     ) -> None:
@@ -173,7 +172,6 @@ class Committer:
         self._db = db
         self._function = function
         self._patience_s = patience_s
-        self._durable = durable
         self._batch_limit = batch_limit
         self._room = asyncio.Semaphore(queue_limit)
         self._wake = asyncio.Event()
@@ -283,8 +281,6 @@ class Committer:
 
     async def _connect(self) -> Statement:
         self._connection = await self._db.connect_raw(f"{APPLICATION_NAME} {self._function}")
-        if not self._durable:
-            await self._connection.execute("SET synchronous_commit = off")
         self._statement = await self._connection.prepare(
             f"SELECT * FROM {self._function}($1::jsonb)"
         )

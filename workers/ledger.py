@@ -37,8 +37,7 @@ class Ledger:
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        # a hold that a crash takes back was not yet settled, or the settlement has flushed it too
-        self._opener = Committer(db, OPEN, patience_s=HOLD_PATIENCE_S, durable=False)
+        self._opener = Committer(db, OPEN, patience_s=HOLD_PATIENCE_S)
         self._settler = Committer(db, SETTLE)
 
     async def start(self) -> None:
@@ -68,6 +67,9 @@ class Ledger:
     async def settle(self, item: Mapping[str, Any]) -> str:
         """Write how a call ended; `SETTLED`, `EXISTS`, `FENCED` or `UNKNOWN`. Durable on return."""
         row = await self._settler.submit(item)
+        if row["result"] == "EXISTS" and row["attempt"] == item["attempt"]:
+            # our own settlement: the answer to it was lost, and it was sent again
+            return "SETTLED"
         result: str = row["result"]
         return result
 

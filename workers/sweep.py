@@ -70,7 +70,8 @@ def expiry_item(row: Mapping[str, Any]) -> dict[str, Any]:
         "inference_id": str(row["id"]),
         "tenant_id": str(row["tenant_id"]),
         "agent_id": str(row["agent_id"]),
-        "attempt": row["attempt"],
+        # one more than its last worker's: should that one come late, it finds itself fenced off
+        "attempt": row["attempt"] + 1,
         "refused": False,
         "charge": "0",
         "routed": row["routed"],
