@@ -1,13 +1,13 @@
 """A catalogued model as the rule sees it, and the catalogue: an ordered, hashed set of them."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal
 
+from shared.domain.audit import canonical_json
 from shared.domain.pricing import Prices, to_nano
 
 Verdict = Literal["PASS", "CONDITIONAL", "VETO"]
@@ -138,11 +138,6 @@ def price_text(value: Decimal | None) -> str | None:
         return None
     whole, _, places = text.partition(".")
     return f"{whole}.{places:0<2}"
-
-
-def canonical_json(value: Any) -> str:
-    """Sorted keys, no spaces, UTF-8 not escaped."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def _decimal(value: Any) -> Decimal | None:

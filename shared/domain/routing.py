@@ -11,7 +11,8 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from shared.domain.candidate import Candidate, Catalog, canonical_json, decimal_text
+from shared.domain.audit import canonical_json
+from shared.domain.candidate import Candidate, Catalog, decimal_text
 from shared.domain.inference import ROUTING_TARGET, Capability, Failure
 from shared.domain.pricing import cap_to_nano, floor_to_nano, from_nano, projected_nano
 from shared.domain.routing_policy import (

@@ -8,7 +8,8 @@ from decimal import Decimal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.domain.candidate import Candidate, Catalog, canonical_json
+from shared.domain.audit import canonical_json
+from shared.domain.candidate import Candidate, Catalog
 from shared.domain.capture import columns
 from shared.domain.routing import Decision, DropReason, Rule, decide, replay
 from shared.domain.routing_policy import CallerPolicy, RequestFeatures, resolve_floor

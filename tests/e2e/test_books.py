@@ -9,7 +9,7 @@ import ainfera
 import httpx
 import pytest
 
-from shared.domain.candidate import canonical_json
+from shared.domain.audit import canonical_json
 from shared.domain.routing import RULESET_HASH, replay
 from tests.e2e.calls import EVERY_DIALECT, STREAMED_OR_NOT, call
 from tests.e2e.stack import Stack

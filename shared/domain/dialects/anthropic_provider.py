@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from shared.domain.dialects.fields import fault
-from shared.domain.dialects.leftovers import unsaid
+from shared.domain.dialects.leftovers import NATIVE_SAID, unsaid
 from shared.domain.dialects.model_limits import knows_its_model, leave_out_for_claude
 from shared.domain.dialects.wishes import OWN_FIELDS, unknown_wishes
 from shared.domain.inference import (
@@ -196,24 +196,7 @@ _SAID = {
             "n",
         }
     ),
-    Dialect.NATIVE: frozenset(
-        {
-            "model",
-            "messages",
-            "system",
-            "max_tokens",
-            "temperature",
-            "top_p",
-            "stop",
-            "tools",
-            "tool_choice",
-            "parallel_tool_calls",
-            "thinking",
-            "response_format",
-            "stream",
-            "metadata",
-        }
-    ),
+    Dialect.NATIVE: NATIVE_SAID,
 }
 
 

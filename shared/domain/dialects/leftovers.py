@@ -16,6 +16,25 @@ _DEFAULTS: dict[str, tuple[Any, ...]] = {
     "service_tier": ("auto", "default"),
     "modalities": (["text"],),
 }
+# fields of a native body that either vendor's wire has a word for
+NATIVE_SAID = frozenset(
+    {
+        "model",
+        "messages",
+        "system",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "stop",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "thinking",
+        "response_format",
+        "stream",
+        "metadata",
+    }
+)
 _MESSAGE_FIELDS = {
     Dialect.OPENAI: frozenset(
         {

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from shared.domain.dialects.fields import fault
-from shared.domain.dialects.leftovers import unsaid
+from shared.domain.dialects.leftovers import NATIVE_SAID, unsaid
 from shared.domain.dialects.model_limits import effort_for, knows_its_model, leave_out_for_openai
 from shared.domain.dialects.wishes import OWN_FIELDS, unknown_wishes
 from shared.domain.inference import (
@@ -249,24 +249,7 @@ _SAID = {
             "stream",
         }
     ),
-    Dialect.NATIVE: frozenset(
-        {
-            "model",
-            "messages",
-            "system",
-            "max_tokens",
-            "temperature",
-            "top_p",
-            "stop",
-            "tools",
-            "tool_choice",
-            "parallel_tool_calls",
-            "thinking",
-            "response_format",
-            "stream",
-            "metadata",
-        }
-    ),
+    Dialect.NATIVE: NATIVE_SAID,
 }
 
 
