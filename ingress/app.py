@@ -12,9 +12,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ingress import agents, discovery, inference, operations, reads, wallets
+from ingress.answers import failure_response
 from ingress.auth import KeyCache
 from ingress.deps import Deps
-from ingress.inference import failure_response
 from ingress.middleware import RequestContext
 from ingress.relay import Relay
 from shared.catalog import open_catalog
@@ -23,6 +23,7 @@ from shared.control import KEY_REVOKED, ControlListener
 from shared.db import Database
 from shared.domain.inference import Dialect
 from shared.errors import AinferaError, InternalError, InvalidBody, NotFound
+from shared.heap import settle_heap
 from shared.keys import agent_key_sealer
 from shared.queue import InferenceQueue
 
@@ -45,6 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_deps(settings) as deps:
             app.state.deps = deps
+            settle_heap()
             yield
 
     app = FastAPI(title="Ainfera API", version=VERSION, lifespan=lifespan)
@@ -54,7 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(RequestValidationError, handle_error)
     app.add_exception_handler(HTTPException, handle_error)
     app.add_exception_handler(Exception, handle_error)
-    app.add_middleware(RequestContext)
+    app.add_middleware(RequestContext, shortcuts=inference.CALLS, on_error=handle_error)
     return app
 
 
@@ -66,7 +68,10 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
     db = Database(settings)
     keyring = KeyCache(db)
     relay = Relay(
-        redis, settings.ping_interval_s, patience_s=settings.call_deadline_s + LOST_AFTER_S
+        redis,
+        settings.ping_interval_s,
+        patience_s=settings.call_deadline_s + LOST_AFTER_S,
+        stall_s=settings.idle_deadline_s,
     )
 
     def obey(order: Mapping[str, Any]) -> None:

@@ -4,49 +4,33 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
 import orjson
 from fastapi import APIRouter, Request
 from redis.exceptions import RedisError
-from sse_starlette.sse import EventSourceResponse
 from starlette.responses import Response
 
+from ingress.answers import AnswerStream, abandon, answer_headers, failure_response
 from ingress.auth import Caller, authenticate
 from ingress.deps import Deps, get_deps
 from ingress.relay import Reply
-from shared.control import CANCEL, give_order
 from shared.domain.dialects import DIALECTS
 from shared.domain.estimate import estimate_input_tokens
-from shared.domain.inference import (
-    CallInfo,
-    Dialect,
-    Failed,
-    Failure,
-    InferenceRequest,
-    InvalidRequest,
-)
+from shared.domain.inference import Dialect, InferenceRequest, InvalidRequest
 from shared.errors import InvalidBody, RequestTooLarge, Unavailable
 from shared.ids import mint_id
 from shared.log import current_trace
 from shared.metrics import ROUTER_ALIAS_HITS, TIME_TO_FIRST_EVENT
 from shared.queue import Envelope
-from shared.stream import RecordKind, encode_frames, number_frames, unpack_failure
+from shared.stream import RecordKind, unpack_failure
 
 log = logging.getLogger(__name__)
 router = APIRouter()
 
 FORWARDED_HEADERS = ("anthropic-version", "anthropic-beta", "tracestate")
-LONGEST_HEADER = 1024
 DEEPEST = 200
-PINGS = {
-    Dialect.ANTHROPIC: b'event: ping\ndata: {"type": "ping"}\n\n',
-    Dialect.OPENAI: b": ping\n\n",
-    Dialect.NATIVE: b": ping\n\n",
-}
 
 
 @router.post("/v1/inference", response_model=None)
@@ -65,6 +49,14 @@ async def messages(request: Request) -> Response:
 async def chat_completions(request: Request) -> Response:
     """One call in the OpenAI chat completions dialect."""
     return await answer(request, Dialect.OPENAI)
+
+
+# reached past the framework's routing, see `RequestContext`
+CALLS = {
+    "/v1/inference": native_inference,
+    "/v1/messages": messages,
+    "/v1/chat/completions": chat_completions,
+}
 
 
 @router.post("/v1/messages/count_tokens", response_model=None)
@@ -189,35 +181,23 @@ async def _first_word(
     watch = asyncio.create_task(_watch_disconnect(request, reply))
     try:
         await reply.wait_opened()
-        TIME_TO_FIRST_EVENT.observe(time.perf_counter() - began)
-        if reply.gone:
-            await _abandon(reply, envelope, deps)
-            return Response(status_code=499)
-        if not call.stream or (reply.opened is None and reply.ended):
-            return await _body(reply, envelope, deps)
-    finally:
+    except BaseException:
         watch.cancel()
-        with suppress(asyncio.CancelledError):
-            await watch
-    return EventSourceResponse(
-        _stream(reply, envelope, deps),
-        headers=answer_headers(envelope, reply.opened, deps, stream=True),
-        ping=0,
-        send_timeout=deps.settings.idle_deadline_s,
-    )
+        raise
+    TIME_TO_FIRST_EVENT.observe(time.perf_counter() - began)
+    if call.stream and not reply.gone and (reply.opened is not None or not reply.ended):
+        return AnswerStream(reply, envelope, watch, deps)
+    watch.cancel()
+    if reply.gone:
+        await abandon(reply, envelope, deps)
+        return Response(status_code=499)
+    return await _body(reply, envelope, deps)
 
 
 async def _watch_disconnect(request: Request, reply: Reply) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
     reply.hang_up()
-
-
-async def _abandon(reply: Reply, envelope: Envelope, deps: Deps) -> None:
-    """The client left: its provider call is stopped and what was used is settled."""
-    deps.relay.forget(reply)
-    if not reply.finished:
-        await give_order(deps.redis, CANCEL, inference_id=str(envelope.inference_id))
 
 
 async def _body(reply: Reply, envelope: Envelope, deps: Deps) -> Response:
@@ -230,87 +210,3 @@ async def _body(reply: Reply, envelope: Envelope, deps: Deps) -> Response:
         return failure_response(unpack_failure(body), envelope.dialect, envelope, deps)
     headers = answer_headers(envelope, reply.opened, deps, stream=False)
     return Response(body, media_type="application/json", headers=headers)
-
-
-async def _stream(reply: Reply, envelope: Envelope, deps: Deps) -> AsyncIterator[bytes]:
-    """The chunks of a streamed answer, with a ping in every long silence."""
-    try:
-        while True:
-            kind, body = await reply.next()
-            if kind is None:
-                yield PINGS[envelope.dialect]
-            elif kind is RecordKind.FAIL:
-                yield failure_frames(unpack_failure(body), reply, envelope, deps)
-                return
-            else:
-                yield body
-            if kind is RecordKind.DONE:
-                return
-    except ConnectionAbortedError:
-        return
-    finally:
-        await asyncio.shield(_abandon(reply, envelope, deps))
-
-
-def answer_headers(
-    envelope: Envelope, opened: bytes | None, deps: Deps, *, stream: bool
-) -> dict[str, str]:
-    """The contract's headers; the model's name only where it is known by now."""
-    agent_id = envelope.caller["agent_id"]
-    headers = {
-        "x-ainfera-inference-id": str(envelope.inference_id),
-        "x-ainfera-agent-id": agent_id,
-        "x-ainfera-receipt-id": str(envelope.receipt_id),
-        "x-ainfera-audit-url": deps.settings.audit_url(agent_id),
-        "request-id": str(envelope.inference_id),
-        "x-request-id": str(envelope.inference_id),
-    }
-    if stream:
-        headers["x-ainfera-stream-mode"] = "native"
-    if opened is not None:
-        head: dict[str, Any] = orjson.loads(opened)
-        headers["x-ainfera-model"] = head["model"]
-        if head["simulated"]:
-            headers["x-ainfera-simulated"] = "true"
-        if head["ignored"]:
-            headers["x-ainfera-ignored-fields"] = as_header(head["ignored"])
-    return headers
-
-
-def as_header(names: Iterable[str]) -> str:
-    """Names that a client chose, as a header value: nothing in it can end the header."""
-    return quote(",".join(names)[:LONGEST_HEADER], safe=",._-[]$ ")
-
-
-def failure_frames(failure: Failure, reply: Reply, envelope: Envelope, deps: Deps) -> bytes:
-    """A failure inside a stream that has begun, in the stream's dialect."""
-    dialect = DIALECTS[envelope.dialect]
-    agent_id = envelope.caller["agent_id"]
-    call = CallInfo(
-        inference_id=str(envelope.inference_id),
-        receipt_id=str(envelope.receipt_id),
-        agent_id=agent_id,
-        audit_url=deps.settings.audit_url(agent_id),
-        model="",
-        provider="",
-        created=int(envelope.accepted_at),
-    )
-    frames = dialect.render_event(Failed(failure), dialect.RenderState(call))
-    return number_frames(encode_frames(frames), reply.next_seq)
-
-
-def failure_response(
-    failure: Failure, dialect: Dialect, envelope: Envelope | None, deps: Deps
-) -> Response:
-    """A failure as the HTTP response of its dialect, with the inference's id where there is one."""
-    spoken = DIALECTS[dialect]
-    inference_id = str(envelope.inference_id) if envelope is not None else None
-    headers = answer_headers(envelope, None, deps, stream=False) if envelope is not None else {}
-    if failure.retry_after is not None:
-        headers["retry-after"] = str(max(1, round(failure.retry_after)))
-    return Response(
-        orjson.dumps(spoken.render_failure(failure, inference_id)),
-        status_code=spoken.http_status(failure),
-        media_type="application/json",
-        headers=headers,
-    )

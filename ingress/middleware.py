@@ -1,22 +1,42 @@
-"""One pure ASGI middleware: the trace id of the request, and its count and duration."""
+"""One pure ASGI middleware: the request's trace id, its count and duration, and a shortcut."""
 
 import re
 import secrets
 import time
+from collections.abc import Awaitable, Callable, Mapping
 
+from fastapi import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from shared.errors import AinferaError
 from shared.log import bind_trace
 from shared.metrics import observe_request
 
 TRACEPARENT = re.compile(rb"^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$")
 
 
-class RequestContext:
-    """Outermost of all, so that it sees every response, the error handler's too."""
+Endpoint = Callable[[Request], Awaitable[Response]]
+OnError = Callable[[Request, Exception], Awaitable[Response]]
 
-    def __init__(self, app: ASGIApp) -> None:
+
+class RequestContext:
+    """Outermost of all, so that it sees every response, the error handler's too.
+
+    `shortcuts` are endpoints by path that a POST reaches without the framework's routing:
+    nine layers that inference calls have no use for, each of which every chunk of a stream
+    would pass again, and which cost a call as much as reading, checking and enqueueing it.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        shortcuts: Mapping[str, Endpoint] | None = None,
+        on_error: OnError | None = None,
+    ) -> None:
         self._app = app
+        self._shortcuts = shortcuts or {}
+        self._on_error = on_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -32,12 +52,25 @@ class RequestContext:
                 status = message["status"]
             await send(message)
 
+        endpoint = self._shortcuts.get(scope["path"]) if scope["method"] == "POST" else None
         try:
-            await self._app(scope, receive, noting)
+            if endpoint is not None:
+                await self._call(endpoint, scope, receive, noting)
+            else:
+                await self._app(scope, receive, noting)
         finally:
-            route = scope.get("route")
-            path = getattr(route, "path", "other")
+            path = scope["path"] if endpoint else getattr(scope.get("route"), "path", "other")
             observe_request(scope["method"], path, status, time.perf_counter() - began)
+
+    async def _call(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
+        try:
+            response = await endpoint(request)
+        except AinferaError as error:
+            if self._on_error is None:
+                raise
+            response = await self._on_error(request, error)
+        await response(scope, receive, send)
 
 
 def trace_id(scope: Scope) -> str:

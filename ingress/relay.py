@@ -9,6 +9,8 @@ text that does not belong together.
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from uuid import UUID, uuid4
 
 from redis.asyncio import Redis
@@ -50,13 +52,16 @@ class Reply:
         self.expected_at = self.last_heard = now
         self.opened: bytes | None = None
         self.ended = self.finished = False
-        self.gone = False
+        self.gone = self.stalled = False
         self._attempt = 0
         self._expected = 0
         self._sent_data = False
         self._chunks: deque[Chunk] = deque()
         self._unread = 0
+        self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
+        self._sender: asyncio.Task[object] | None = None
+        self._sending_since: float | None = None
 
     @property
     def next_seq(self) -> int:
@@ -125,8 +130,40 @@ class Reply:
         self._chunks.clear()
         self._notify()
 
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """Around all that is sent of a stream, by one task.
+
+        Raises `ConnectionAbortedError` if the client stalled and was cut off.
+        """
+        self._sender = asyncio.current_task()
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self.stalled or self._sender is None:
+                raise
+            self._sender.uncancel()
+            raise ConnectionAbortedError from None
+        finally:
+            self._sender = None
+
+    def sends(self) -> None:
+        """A chunk is handed to the client's connection, which may take its time."""
+        self._sending_since = self._loop.time()
+
+    def sent(self) -> None:
+        self._sending_since = None
+
+    def cut_off(self, now: float, patience_s: float) -> None:
+        """Let go of a client that has not taken a chunk for `patience_s`."""
+        since = self._sending_since
+        if since is not None and now - since > patience_s and self._sender is not None:
+            self.stalled = True
+            self.hang_up()
+            self._sender.cancel()
+
     async def _news(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = self._loop.create_future()
         try:
             await self._waiter
         finally:
@@ -160,11 +197,14 @@ class Reply:
 class Relay:
     """The process's one subscription, and the replies that wait on it."""
 
-    def __init__(self, redis: Redis, ping_interval_s: float, patience_s: float) -> None:
+    def __init__(
+        self, redis: Redis, ping_interval_s: float, patience_s: float, stall_s: float
+    ) -> None:
         self.channel = f"ainfera:reply:{uuid4().hex}"
         self._redis = redis
         self._ping_interval_s = ping_interval_s
         self._patience_s = patience_s
+        self._stall_s = stall_s
         self._replies: dict[bytes, Reply] = {}
         self._subscribed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -196,11 +236,15 @@ class Relay:
         self._replies.pop(reply.inference_id, None)
 
     async def _look_after(self) -> None:
-        """One timer for all replies: pings for the silent, an end for those nobody answers."""
+        """One timer for all replies.
+
+        Pings for the silent, an end for those nobody answers and for clients that stall.
+        """
         while True:
             await asyncio.sleep(self._ping_interval_s / 4)
             now = asyncio.get_running_loop().time()
             for reply in list(self._replies.values()):
+                reply.cut_off(now, self._stall_s)
                 if now - reply.expected_at > self._patience_s and not reply.ended:
                     reply.end(_overdue())
                 elif now - reply.last_heard >= self._ping_interval_s * 3 / 4:

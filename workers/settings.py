@@ -12,6 +12,7 @@ from shared.catalog import open_catalog
 from shared.config import Settings, provider_configs
 from shared.control import CANCEL, ControlListener
 from shared.db import Database
+from shared.heap import settle_heap
 from shared.queue import (
     BOOKS_QUEUE,
     INFERENCE_QUEUE,
@@ -76,6 +77,7 @@ def inference_worker(settings: Settings) -> FleetWorker:
             clock=time.time,
             monotonic=time.perf_counter,
         )
+        settle_heap()
 
     async def shutdown(ctx: dict[str, Any]) -> None:
         for opened in ctx.pop("opened", ()):

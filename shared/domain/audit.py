@@ -14,12 +14,12 @@ text of a float is not the same in every language.
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from json.encoder import encode_basestring
 from typing import Any
-
-_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 # `json.dumps` with these options would build an encoder for each call
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -48,8 +48,12 @@ def canonical_json(value: Any) -> str:
     """
     _refuse_unhashable(value)
     text = _ENCODER.encode(value)
-    text.encode("utf-8")
+    _refuse_surrogates(text)
     return text
+
+
+def _refuse_surrogates(text: str) -> None:
+    text.encode("utf-8")
 
 
 def _refuse_unhashable(value: Any) -> None:
@@ -89,15 +93,25 @@ def draft(event_type: str, agent_id: str, data: Mapping[str, Any]) -> AuditDraft
     if taken := RESERVED & data.keys():
         raise ValueError(f"audit payload: {sorted(taken)} belong to the chain, not to the data")
     fields = {"agent_id": agent_id, "event_type": str(event_type), **data}
-    before = {key: value for key, value in fields.items() if key < "created_at"}
-    between = {key: value for key, value in fields.items() if "created_at" < key < "seq"}
-    after = {key: value for key, value in fields.items() if key > "seq"}
-    return AuditDraft(
+    names = sorted(fields)
+    members = [f"{_member(name)}:{_member(fields[name])}" for name in names]
+    at, nth = bisect_left(names, "created_at"), bisect_left(names, "seq")
+    between, after = members[at:nth], members[nth:]
+    drafted = AuditDraft(
         event_type=str(event_type),
-        head=canonical_json(before)[:-1] + ',"created_at":"',
-        middle='",' + canonical_json(between)[1:-1] + ',"seq":',
-        tail="," + canonical_json(after)[1:] if after else "}",
+        head="{" + ",".join(members[:at]) + ',"created_at":"',
+        middle='",' + ",".join(between) + ',"seq":',
+        tail="," + ",".join(after) + "}" if after else "}",
     )
+    _refuse_surrogates(drafted.head + drafted.middle + drafted.tail)
+    return drafted
+
+
+def _member(value: Any) -> str:
+    """`canonical_json`, short for what nearly every key and value is."""
+    if type(value) is str:
+        return encode_basestring(value)
+    return canonical_json(value)
 
 
 def seal(event: AuditDraft, created_at: str, seq: int) -> str:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from ingress.inference import as_header
+from ingress.answers import as_header
 from ingress.relay import MAX_UNREAD_BYTES, Chunk, Relay, Reply
 from shared.stream import Record, RecordKind, unpack_failure, unpack_records
 
@@ -118,7 +118,7 @@ def test_records_survive_the_wire(parts: list[tuple[bytes, int]]) -> None:
 @pytest_asyncio.fixture(loop_scope="session")
 async def relay(redis_url: str) -> AsyncIterator[Relay]:
     redis = Redis.from_url(redis_url)
-    relay = Relay(redis, ping_interval_s=0.04, patience_s=0.2)
+    relay = Relay(redis, ping_interval_s=0.04, patience_s=0.2, stall_s=0.2)
     await relay.start()
     yield relay
     await relay.aclose()
@@ -181,3 +181,44 @@ def test_names_that_a_client_chose_cannot_end_a_header() -> None:
     assert header.startswith("top_k,x%0D%0Aset-cookie")
     assert header.isascii()
     assert len(header) < 4096
+
+
+async def test_a_client_that_takes_nothing_is_cut_off(relay: Relay) -> None:
+    """Its connection holds the sender for ever; the relay's timer lets go of it."""
+    reply = relay.expect(uuid4())
+
+    async def send() -> None:
+        with reply.sending():
+            reply.sends()
+            await asyncio.get_running_loop().create_future()
+
+    with pytest.raises(ConnectionAbortedError):
+        await send()
+    assert reply.gone
+    current = asyncio.current_task()
+    assert current is not None
+    assert not current.cancelling()
+
+
+async def test_a_slow_client_that_takes_every_chunk_is_kept(relay: Relay) -> None:
+    reply = relay.expect(uuid4())
+    with reply.sending():
+        reply.sends()
+        reply.sent()
+        reply.cut_off(now=asyncio.get_running_loop().time() + 1e6, patience_s=1.0)
+        await asyncio.sleep(0)
+    assert not reply.gone
+
+
+async def test_a_cancellation_from_elsewhere_is_not_taken_for_a_stall(relay: Relay) -> None:
+    reply = relay.expect(uuid4())
+
+    async def send() -> None:
+        with reply.sending():
+            await asyncio.get_running_loop().create_future()
+
+    sender = asyncio.create_task(send())
+    await asyncio.sleep(0)
+    sender.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sender
