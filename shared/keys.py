@@ -95,6 +95,11 @@ def agent_key_sealer(master_key: str) -> Sealer:
     return Sealer(master_key, "ainfera agent private keys v1")
 
 
+def request_sealer(master_key: str) -> Sealer:
+    """The sealer of requests and results that are kept; the owner is the inference's id."""
+    return Sealer(master_key, "ainfera kept requests v1")
+
+
 @dataclass(frozen=True, slots=True)
 class AgentKey:
     """A fresh Ed25519 key pair: the private key as PKCS 8 PEM, not yet sealed."""
