@@ -98,14 +98,14 @@ def answer_headers(
     envelope: Envelope, opened: bytes | None, deps: Deps, *, stream: bool
 ) -> dict[str, str]:
     """The contract's headers; the model's name only where it is known by now."""
-    agent_id = envelope.caller["agent_id"]
+    agent_id, inference_id = envelope.caller["agent_id"], str(envelope.inference_id)
     headers = {
-        "x-ainfera-inference-id": str(envelope.inference_id),
+        "x-ainfera-inference-id": inference_id,
         "x-ainfera-agent-id": agent_id,
         "x-ainfera-receipt-id": str(envelope.receipt_id),
         "x-ainfera-audit-url": deps.settings.audit_url(agent_id),
-        "request-id": str(envelope.inference_id),
-        "x-request-id": str(envelope.inference_id),
+        "request-id": inference_id,
+        "x-request-id": inference_id,
     }
     if stream:
         headers["x-ainfera-stream-mode"] = "native"

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-import secrets
+import random
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -159,7 +159,7 @@ def seal(
         if name in headers and headers[name].isascii()
     }
     trace_id = current_trace()
-    passed_on["traceparent"] = f"00-{trace_id}-{secrets.token_hex(8)}-01"
+    passed_on["traceparent"] = f"00-{trace_id}-{random.getrandbits(64):016x}-01"
     return Envelope(
         inference_id=mint_id(),
         receipt_id=mint_id(),

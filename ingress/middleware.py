@@ -1,7 +1,7 @@
 """One pure ASGI middleware: the request's trace id, its count and duration, and a shortcut."""
 
+import random
 import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -78,4 +78,4 @@ def trace_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"traceparent" and (match := TRACEPARENT.match(value)):
             return match[1].decode()
-    return secrets.token_hex(16)
+    return f"{random.getrandbits(128):032x}"  # names a trace and guards nothing

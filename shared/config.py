@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -109,7 +110,7 @@ class Settings(BaseSettings):
     routing_preference_live: bool = Field(False, validation_alias="AINFERA_ROUTING_PREFERENCE_LIVE")
     payments_live: bool = Field(False, validation_alias="AINFERA_PAYMENTS_LIVE")
 
-    @property
+    @cached_property
     def base_url(self) -> str:
         """The absolute URL clients reach us at, without a trailing slash."""
         return (self.public_base_url or f"http://{self.host}:{self.port}").rstrip("/")

@@ -68,7 +68,8 @@ class Answer:
             return
         frames = self._dialect.render_event(event, self._state)
         if isinstance(event, Started):
-            self.call = replace(self.call, ignored=event.ignored)
+            if event.ignored:
+                self.call = replace(self.call, ignored=event.ignored)
             self._held = frames
         elif self._stream:
             held, self._held = self._held, []

@@ -161,7 +161,7 @@ def time_left(call: Call, deps: Deps) -> float:
 def call_info(call: Call, candidate: Candidate, simulated: bool, deps: Deps) -> CallInfo:
     return CallInfo(
         inference_id=call.inference_id,
-        receipt_id=str(call.envelope.receipt_id),
+        receipt_id=call.receipt_id,
         agent_id=call.agent_id,
         audit_url=deps.settings.audit_url(call.agent_id),
         model=candidate.provider_model_id,

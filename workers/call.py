@@ -57,20 +57,17 @@ class Call:
     answer: Answer
     claimed_at: float
     asked: list[Asked] = field(default_factory=list)
+    # as text, because that is how every record of the call names them
+    inference_id: str = field(init=False)
+    receipt_id: str = field(init=False)
+    tenant_id: str = field(init=False)
+    agent_id: str = field(init=False)
 
-    @property
-    def inference_id(self) -> str:
-        return str(self.envelope.inference_id)
-
-    @property
-    def tenant_id(self) -> str:
-        tenant_id: str = self.envelope.caller["tenant_id"]
-        return tenant_id
-
-    @property
-    def agent_id(self) -> str:
-        agent_id: str = self.envelope.caller["agent_id"]
-        return agent_id
+    def __post_init__(self) -> None:
+        self.inference_id = str(self.envelope.inference_id)
+        self.receipt_id = str(self.envelope.receipt_id)
+        self.tenant_id = self.envelope.caller["tenant_id"]
+        self.agent_id = self.envelope.caller["agent_id"]
 
 
 @dataclass(frozen=True, slots=True)

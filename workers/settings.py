@@ -7,6 +7,7 @@ from typing import Any
 
 from arq import cron
 from arq.connections import RedisSettings
+from redis.asyncio import Redis
 
 from shared.catalog import open_catalog
 from shared.config import Settings, provider_configs
@@ -53,7 +54,9 @@ def inference_worker(settings: Settings) -> FleetWorker:
         db = Database(settings)
         ledger = Ledger(db)
         await ledger.start()
-        publisher = Publisher(ctx["redis"], settings.coalesce_ms / 1000)
+        # one flusher uses it, one command at a time: a pool would only check it out and in
+        line = Redis.from_url(settings.redis_url, single_connection_client=True)
+        publisher = Publisher(line, settings.coalesce_ms / 1000)
         publisher.start()
         http = open_http(settings)
         cancellations = Cancellations()
@@ -66,7 +69,7 @@ def inference_worker(settings: Settings) -> FleetWorker:
         await control.start()
         catalog = await open_catalog(db)
         catalogued = {model.provider for model in catalog.candidates}
-        ctx["opened"] = (control, publisher, ledger, http, db)
+        ctx["opened"] = (control, publisher, line, ledger, http, db)
         ctx["deps"] = Deps(
             settings=settings,
             ledger=ledger,

@@ -153,7 +153,7 @@ def events(call: Call, plan: Plan, ending: Ending, charge: Decimal) -> list[Audi
         found.append(draft(EventType.PROVIDER_RESPONDED, agent_id, answered))
     else:
         found.append(draft(EventType.PROVIDER_FAILED, agent_id, {**answered, **failed}))
-    receipt = about | {"receipt_id": str(call.envelope.receipt_id), "cost_usd": f"{charge:f}"}
+    receipt = about | {"receipt_id": call.receipt_id, "cost_usd": f"{charge:f}"}
     return [*found, draft(EventType.RECEIPT_CREATED, agent_id, receipt)]
 
 
@@ -183,7 +183,7 @@ def receipt_row(call: Call, ending: Ending, charge: Decimal, deps: Deps) -> dict
     """The settlement receipt, for routed and pinned calls alike."""
     assert ending.candidate is not None
     return {
-        "receipt_id": str(call.envelope.receipt_id),
+        "receipt_id": call.receipt_id,
         "inference_id": call.inference_id,
         "tenant_id": call.tenant_id,
         "agent_id": call.agent_id,
