@@ -19,6 +19,7 @@ from tests.bench.counting import counted_stack, counts_table
 from tests.bench.portkey import NoPortkey, running_portkey
 from tests.bench.report import table
 from tests.bench.scenarios import Load, LoadFailed, Sample, run, running_load, scenarios, warm
+from tests.bench.soak import soak, soak_table
 from tests.bench.stack import StackError, Stores, running_provider, running_stack
 from tests.bench.targets import Target, ainfera_target, portkey_target, provider_target
 from tests.bench.usage import Meter, sync_ms
@@ -68,6 +69,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--provider", choices=("anthropic", "openai"), help="whose wire (default: the dialect's)")
     add("--model", default="ainfera-inference", help="routed unless a model is named here")
     add("--workers", type=int, default=1, help="inference workers (default 1)")
+    add("--soak", type=int, metavar="MINUTES", help="watch memory under a steady load instead")
     add("--calls", type=int, default=20, help="how many calls --count looks at (default 20)")
     add("--json", type=Path, metavar="FILE", help="write everything that was measured")
     add("--home", type=Path, metavar="DIR", help="keep data and logs here (default: nowhere)")
@@ -126,7 +128,22 @@ async def measure(chosen: argparse.Namespace, servers: Servers, logs: Path, home
         if chosen.pids:
             say(f"processes: {bystanders | {n: p for t in targets for n, p in t.pids.items()}}")
         async with running_load(bystanders) as load:
-            await measure_all(chosen, load, targets, sync_ms(home))
+            if chosen.soak:
+                await watch_memory(load, targets[1], chosen.soak)
+            else:
+                await measure_all(chosen, load, targets, sync_ms(home))
+
+
+async def watch_memory(load: Load, target: Target, minutes: int) -> None:
+    """The gateway alone, after a while in which its caches fill."""
+    meter = Meter(target.pids)
+    await warm(load, target, meter, 10.0)
+    told = []
+    async for minute in soak(load, target, meter, minutes):
+        told.append(minute)
+        say(f"… minute {len(told) - 1}: {sum(minute[1].values()):.0f} MB")
+    say()
+    say(soak_table(told))
 
 
 @asynccontextmanager

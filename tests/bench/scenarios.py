@@ -19,7 +19,7 @@ from tests.bench.usage import Meter, difference, machine_busy_s
 SHORT = Pace(tokens=16)
 BURST = Pace(tokens=100)
 _HELD = 0.97
-_STEPS = (0.9, 0.8, 0.65, 0.5)
+_STEPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 
 
 class LoadFailed(RuntimeError):
