@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, Request
 from redis.exceptions import RedisError
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from ingress.answers import AnswerStream, abandon, answer_headers, failure_response
@@ -102,17 +103,23 @@ async def answer(request: Request, dialect: Dialect) -> Response:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The request's body. Raises `RequestTooLarge` as soon as `limit` bytes are passed."""
+    """The request's body.
+
+    Raises `RequestTooLarge` as soon as `limit` bytes are passed, `InvalidBody` for half a body.
+    """
     too_large = RequestTooLarge(f"The body is larger than {limit} bytes.")
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise too_large
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise too_large
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise too_large
+            parts.append(part)
+    except ClientDisconnect as gone:
+        raise InvalidBody("The client left before its body was whole.") from gone
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
