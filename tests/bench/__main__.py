@@ -96,7 +96,11 @@ def main() -> int:
             home = chosen.home or Path(
                 opened.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))
             )
-            servers = opened.enter_context(embedded_servers(home / "stores", durable=True))
+            # a small cache of pages is soon full, so that what still grows then is a leak
+            options = {"shared_buffers": "32MB"} if chosen.soak else {}
+            servers = opened.enter_context(
+                embedded_servers(home / "stores", durable=True, postgres_options=options)
+            )
             migrations.upgrade(servers.owner_url)
             asyncio.run(seed_catalog(servers.owner_url))
             logs = home / "logs"
