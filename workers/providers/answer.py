@@ -101,7 +101,6 @@ class Answer(httpx.AsyncByteStream):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.reusable = False
             self.fail(httpx.RemoteProtocolError(f"not an HTTP/1.1 answer: {error}"))
-            return
         if self.unread == before and not self.whole:
             self._spend(len(data))
         else:

@@ -45,7 +45,10 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own is not a subclass
-        self._pool.opened(self)
+
+    @property
+    def closing(self) -> bool:
+        return self._transport.is_closing()
 
     def send(self, head: bytes, body: bytes) -> Answer:
         """Ask. The body is in memory and nothing follows it, so one write takes it all.
@@ -53,7 +56,7 @@ class Connection(asyncio.Protocol):
         What the server says is heard meanwhile: it may refuse a body that it did not read.
         """
         answer = Answer(self)
-        if self._transport.is_closing():
+        if self.closing:
             answer.fail(httpx.ReadError("the connection is closed"))
         else:
             self._answer = answer
@@ -189,14 +192,13 @@ class Transport(httpx.AsyncBaseTransport):
             raise httpx.ConnectTimeout(f"no connection to {origin.host} in time") from error
         except (OSError, UnicodeError) as error:
             raise httpx.ConnectError(f"no connection to {origin.host}: {error!r}") from error
+        if self._closed:
+            connection.abort()
+        elif not connection.closing:
+            self._open.add(connection)
         return connection
 
     # -- the pool ------------------------------------------------------------------------------
-
-    def opened(self, connection: Connection) -> None:
-        self._open.add(connection)
-        if self._closed:
-            connection.abort()
 
     def lost(self, connection: Connection) -> None:
         self._open.discard(connection)
