@@ -80,7 +80,7 @@ class Answer(httpx.AsyncByteStream):
         self.give_up()
 
     def give_up(self) -> None:
-        if not self.whole and self._error is None:
+        if not self.whole:
             self._wire.abort()
 
     async def _more(self) -> None:

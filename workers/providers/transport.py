@@ -77,7 +77,6 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """No answer comes any more, so what is unsent need not be sent: RFC 9112, section 9.6."""
-        self._pool.lost(self)
         self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -114,7 +113,6 @@ class Connection(asyncio.Protocol):
         self._answer = None
         unsent = self._transport.get_write_buffer_size()
         if answer.whole and answer.reusable and not unsent:
-            self.resume()
             self._pool.keep(self)
         else:
             self.abort()

@@ -1,6 +1,7 @@
 """Which connections are used again, and which never."""
 
 import asyncio
+import socket
 from contextlib import suppress
 
 import httpx
@@ -20,7 +21,8 @@ from tests.workers.transport.script import (
     until,
 )
 from workers.providers import transport as transport_module
-from workers.providers.transport import MAX_UNREAD_BYTES
+from workers.providers.dialing import dial
+from workers.providers.transport import MAX_UNREAD_BYTES, Connection, Origin
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -264,3 +266,48 @@ async def test_closing_closes_everything() -> None:
             await peer.gone.wait()
         with pytest.raises(RuntimeError):
             await ask(transport, post(server.url))
+
+
+async def test_closing_while_a_connection_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    connecting = asyncio.Event()
+
+    async def slowly(host: str, port: int) -> socket.socket:
+        await connecting.wait()
+        return await dial(host, port)
+
+    monkeypatch.setattr(transport_module, "dial", slowly)
+    async with serving(answering) as server, a_transport() as transport:
+        asking = asyncio.create_task(ask(transport, post(server.url)))
+        await asyncio.sleep(0)
+        await transport.aclose()
+        connecting.set()
+        with pytest.raises(httpx.ReadError):
+            await asking
+        assert not server.asked
+
+
+async def test_a_connection_that_is_lost_as_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lost(Connection):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            self._transport.abort()
+
+    monkeypatch.setattr(transport_module, "Connection", Lost)
+    async with serving(answering) as server, a_transport() as transport:
+        with pytest.raises(httpx.ReadError):
+            await ask(transport, post(server.url))
+        await asyncio.sleep(0.01)
+        assert not transport._open
+
+
+async def test_a_lost_connection_is_sent_nothing() -> None:
+    """However late that is found out: nobody would be told that there is no answer."""
+
+    async def script(server: Server, peer: Peer) -> None:
+        pass
+
+    async with serving(script) as server, a_transport() as transport:
+        connection = await transport._connect(Origin("http", server.host, server.port), 5)
+        await until(lambda: not transport._open)
+        with pytest.raises(httpx.ReadError):
+            await connection.send(b"head", b"body").headed()

@@ -132,6 +132,17 @@ async def test_a_server_that_is_lost_under_a_big_body() -> None:
         peer.reset()
 
     async with serving(script) as server, a_transport() as transport:
-        with pytest.raises((httpx.WriteError, httpx.ReadError)):
+        with pytest.raises(httpx.WriteError):
             await ask(transport, post(server.url, BIG))
         assert len(server.peers) == 1
+
+
+async def test_a_server_that_says_no_more_is_not_sent_the_rest() -> None:
+    async def script(server: Server, peer: Peer) -> None:
+        await peer.reader.readuntil(b"\r\n\r\n")
+        peer.writer.write_eof()
+        await asyncio.sleep(60)
+
+    async with serving(script) as server, a_transport() as transport:
+        with pytest.raises(httpx.TransportError):
+            await ask(transport, post(server.url, BIG))
