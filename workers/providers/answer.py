@@ -105,6 +105,8 @@ class Answer(httpx.AsyncByteStream):
             self._spend(len(data))
         else:
             self._overhead = 0
+        if self.whole or self._error is not None:
+            del self._parser  # nothing more is fed; the two hold each other in memory
         self._wake()
 
     def lost(self, error: Exception | None) -> None:

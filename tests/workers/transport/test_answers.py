@@ -1,6 +1,8 @@
 """What is an answer, however its bytes are cut, and what is none. Source: RFC 9112."""
 
 import asyncio
+import gc
+import weakref
 from itertools import pairwise
 
 import httpx
@@ -44,9 +46,11 @@ class Wire:
 
 
 def fed(*pieces: bytes) -> Answer:
+    """An answer that was given these; like a connection, it gives it none after the end."""
     answer = Answer(Wire())
     for piece in pieces:
-        answer.feed(piece)
+        if not answer.failed and not answer.whole:
+            answer.feed(piece)
     return answer
 
 
@@ -219,6 +223,16 @@ async def test_overhead_between_parts_of_a_body_does_not_add_up() -> None:
         answer.feed(b"x")
         answer.feed(b"\r\n")
     assert not answer.failed
+
+
+async def test_an_answer_that_is_over_needs_no_collector() -> None:
+    """Nothing of it is left that holds itself: memory is free at once, not when time allows."""
+    gc.disable()
+    try:
+        over = [weakref.ref(fed(raw)) for raw in (OK, CHUNKED, b"SSH-2.0-OpenSSH\r\n")]
+        assert [answer() for answer in over] == [None] * 3
+    finally:
+        gc.enable()
 
 
 async def test_many_parts_are_read_as_one() -> None:
