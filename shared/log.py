@@ -27,7 +27,7 @@ _RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {
 }
 # these bring handlers of their own, or say at INFO what we say ourselves
 _ADOPTED = ("uvicorn", "uvicorn.error", "uvicorn.access", "arq", "sqlalchemy", "alembic")
-_QUIET = ("httpx", "httpcore", "aiohttp.access", "alembic.runtime.plugins")
+_QUIET = ("httpx", "httpcore", "alembic.runtime.plugins")
 
 
 def bind_trace(trace_id: str | None) -> None:

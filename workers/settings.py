@@ -26,7 +26,7 @@ from workers.deps import Cancellations, Deps
 from workers.fleet import FleetWorker
 from workers.inference import run_inference
 from workers.ledger import Ledger
-from workers.providers import build_providers, open_http
+from workers.providers import build_providers, open_transport
 from workers.sweep import BooksDeps, expire_grants, release_expired_holds
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def inference_worker(settings: Settings) -> FleetWorker:
         line = Redis.from_url(settings.redis_url, single_connection_client=True)
         publisher = Publisher(line, settings.coalesce_ms / 1000)
         publisher.start()
-        http = open_http(settings)
+        http = open_transport()
         cancellations = Cancellations()
 
         def obey(order: Mapping[str, Any]) -> None:

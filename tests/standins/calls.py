@@ -20,7 +20,7 @@ from shared.domain.inference import (
 )
 from shared.stream import decode_frames
 from tests.standins.provider import Standin
-from workers.providers import Provider, ProviderCall, build_providers, open_http
+from workers.providers import Provider, ProviderCall, build_providers, open_transport
 
 KEY = "sk-standin-0123456789"
 WEATHER = {
@@ -45,7 +45,7 @@ async def providers_at(standin: Standin, **settings: Any) -> AsyncIterator[dict[
         for slug in PROVIDER_SETTINGS
     }
     nobody = ProviderConfig(slug="openai", base_url="")
-    async with open_http(configured) as http:
+    async with open_transport() as http:
         yield {
             **build_providers(configured, configs, http),
             "simulated": build_providers(configured, {"openai": nobody}, http)["openai"],

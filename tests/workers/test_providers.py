@@ -39,7 +39,7 @@ from workers.providers import (
     PROVIDERS,
     Provider,
     build_providers,
-    open_http,
+    open_transport,
 )
 
 WIRES = ("anthropic", "openai")
@@ -231,12 +231,13 @@ async def test_the_client_is_spoken_for_with_our_key_and_its_own_version(
     assert "cookie" not in openai.headers
 
 
-async def test_the_client_keeps_no_cookie(standin: Standin) -> None:
+async def test_no_cookie_is_kept(providers: dict[str, Provider], standin: Standin) -> None:
     standin.always(extra_headers=[["set-cookie", "tenant=1; Path=/"]])
-    async with open_http(Settings()) as http:
-        for _ in range(2):
-            await http.post(f"{standin.url}/v1/messages", json={"model": "m"})
-        assert not http.cookies
+    for _ in range(2):
+        events = await events_of(
+            providers["openai"], a_call(a_request(Dialect.OPENAI), providers["openai"])
+        )
+        assert isinstance(events[-1], Completed)
     assert [asked.headers.get("cookie") for asked in standin.requests] == [None, None]
 
 
@@ -353,7 +354,7 @@ async def test_a_simulation_never_answers_unawares(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     settings = Settings(simulate=simulate)
-    async with open_http(settings) as http:
+    async with open_transport() as http:
         built = build_providers(settings, configs(**keys), http)
     assert set(built) == active == active_providers(settings, configs(**keys), PROVIDERS)
     assert {slug for slug, provider in built.items() if provider.simulated} == simulated

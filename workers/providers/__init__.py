@@ -1,31 +1,30 @@
 """The providers that can be asked, by slug.
 
-providers = build_providers(settings, provider_configs(), open_http(settings), slugs)
+providers = build_providers(settings, provider_configs(), open_transport(), slugs)
 async with aclosing(providers["openai"].stream(call)) as events: ...
 """
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
 
-import httpx
-
 from shared.config import ProviderConfig, Settings, active_providers
 from workers.providers import anthropic, openai
-from workers.providers.http import open_http
+from workers.providers.http import open_transport
 from workers.providers.provider import Provider, ProviderCall
 from workers.providers.simulated import SimulatedProvider
+from workers.providers.transport import Transport
 
 __all__ = [
     "PROVIDERS",
     "Provider",
     "ProviderCall",
     "build_providers",
-    "open_http",
+    "open_transport",
 ]
 
 log = logging.getLogger(__name__)
 
-Builder = Callable[[ProviderConfig, Settings, httpx.AsyncClient], Provider]
+Builder = Callable[[ProviderConfig, Settings, Transport], Provider]
 
 # provider slug -> the wire it speaks
 PROVIDERS: dict[str, Builder] = {
@@ -41,7 +40,7 @@ PROVIDERS: dict[str, Builder] = {
 def build_providers(
     settings: Settings,
     configs: Mapping[str, ProviderConfig],
-    http: httpx.AsyncClient,
+    http: Transport,
     catalogued: Iterable[str] = PROVIDERS,
 ) -> dict[str, Provider]:
     """Every active provider by slug; the simulation where one is active but not configured.

@@ -7,13 +7,11 @@ frame its line ends are escaped.
 from collections.abc import Mapping
 from typing import Any
 
-import httpx
-
 from shared.config import ProviderConfig, Settings
 from shared.domain.inference import Dialect
 from workers.providers.http import Link
-from workers.providers.provider import ProviderCall
 from workers.providers.reading import Forms
+from workers.providers.transport import Transport
 from workers.providers.wire import WireProvider
 
 DEFAULT_VERSION = "2023-06-01"
@@ -31,19 +29,14 @@ _AROUND_BLOCK = len(
 _START = b"event: content_block_start"
 
 
-def provider(config: ProviderConfig, settings: Settings, http: httpx.AsyncClient) -> WireProvider:
+def provider(config: ProviderConfig, settings: Settings, http: Transport) -> WireProvider:
     """A provider that speaks this wire at `config.base_url`."""
-
-    def headers(call: ProviderCall) -> dict[str, str]:
-        said = {"anthropic-version": DEFAULT_VERSION}
-        if config.api_key is not None:
-            said["x-api-key"] = config.api_key.get_secret_value()
-        if call.request.dialect is Dialect.ANTHROPIC:
-            said |= {name: call.headers[name] for name in PASSED_ON if call.headers.get(name)}
-        return said
-
+    headers = {"anthropic-version": DEFAULT_VERSION}
+    if config.api_key is not None:
+        headers["x-api-key"] = config.api_key.get_secret_value()
     link = Link(config.slug, http, settings)
-    return WireProvider(Dialect.ANTHROPIC, FORMS, f"{config.base_url}/v1/messages", headers, link)
+    url = f"{config.base_url}/v1/messages"
+    return WireProvider(Dialect.ANTHROPIC, FORMS, url, headers, link, PASSED_ON)
 
 
 def _is_plain(frame: bytes) -> bool:

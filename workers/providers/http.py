@@ -1,94 +1,51 @@
 """How a provider is reached: one pool of connections, retries before the first byte, deadlines.
 
-httpx is the interface and aiohttp the transport under it: httpx's own costs more CPU than
-everything else a worker does for a stream.
+httpx gives the words (requests, responses, errors), `transport` does the work: a client with
+cookies, redirects and proxies costs more CPU than everything else a worker does for a call.
 """
 
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 
-import aiohttp
 import httpx
-from httpx_aiohttp import AiohttpTransport
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 from tenacity.stop import stop_base
 
 from shared.config import VERSION, Settings
+from workers.providers.answer import Answer
 from workers.providers.faults import ProviderFault, no_stream, refused, unreachable
+from workers.providers.transport import Transport
 from workers.providers.watch import OutOfTime, Silent, Watch
 
 log = logging.getLogger(__name__)
 
 EVENT_STREAM = "text/event-stream"
 USER_AGENT = f"ainfera-gateway/{VERSION}"
-KEEPALIVE_S = 90.0
 # How long a server may take to close a finished answer before its connection is given up.
 DRAIN_S = 2.0
 # A provider that asks for more patience than this is not asked again; another may be.
 LONGEST_RETRY_WAIT_S = 5.0
 MAX_ERROR_BYTES = 64 * 1024
 
-# What may go wrong below us; aiohttp's own errors appear where the transport maps none.
-NETWORK_ERRORS = (httpx.TransportError, aiohttp.ClientError, OSError)
 
-
-class NoCookies(httpx.Cookies):
-    """Keeps nothing: one tenant's answer must leave no mark on the next one's call."""
-
-    def extract_cookies(self, response: httpx.Response) -> None:
-        """httpx looks for cookies in every answer, which costs more than sending the request."""
-
-
-class Client(httpx.AsyncClient):
-    """httpx's client without its cookie jar."""
-
-    _none = NoCookies()
-
-    @property
-    def cookies(self) -> httpx.Cookies:
-        return self._none
-
-    @cookies.setter
-    def cookies(self, cookies: object) -> None:
-        raise TypeError("this client keeps no cookies")
-
-
-def open_http(settings: Settings) -> httpx.AsyncClient:
-    """The one client of a process: no proxy from the environment, no redirects, no cookies."""
+def open_transport() -> Transport:
+    """The one transport of a process; no proxy and no certificates from the environment."""
     tls = httpx.create_ssl_context(trust_env=False)
-
-    def session() -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S, ssl=tls)
-        return aiohttp.ClientSession(
-            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
-        )
-
-    return Client(
-        transport=AiohttpTransport(verify=tls, client=session),
-        timeout=httpx.Timeout(None, connect=settings.connect_timeout_s),
-        trust_env=False,
-        follow_redirects=False,
-    )
+    tls.set_alpn_protocols(["http/1.1"])
+    return Transport(tls)
 
 
 class Upstream:
     """An answer of a provider as it comes in; `read` gives bytes, and none at its end."""
 
     def __init__(self, response: httpx.Response, watch: Watch) -> None:
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        self._response = response
-        self._chunks: AsyncIterator[bytes] = aiter(response.stream)
+        assert isinstance(response.stream, Answer)
+        self.status = response.status_code
+        self.headers = response.headers
+        self._answer = response.stream
         self._watch = watch
-
-    @property
-    def status(self) -> int:
-        return self._response.status_code
-
-    @property
-    def headers(self) -> httpx.Headers:
-        return self._response.headers
 
     @property
     def streams(self) -> bool:
@@ -97,8 +54,8 @@ class Upstream:
         return said.startswith(EVENT_STREAM)
 
     def read(self) -> Awaitable[bytes]:
-        """The next bytes. Raises `OutOfTime`, `Silent` or one of `NETWORK_ERRORS`."""
-        return self._watch.wait(anext(self._chunks, b""))
+        """The next bytes. Raises `OutOfTime`, `Silent` or `httpx.TransportError`."""
+        return self._watch.wait(self._answer.read())
 
     async def read_error(self) -> bytes:
         """The body of a refusal, as far as it is worth reading."""
@@ -109,11 +66,16 @@ class Upstream:
 
     async def drain(self) -> None:
         """Read to the end, so that the connection can serve the next call."""
-        while await anext(self._chunks, b""):
+        while await self._answer.read():
             pass
 
+    @property
+    def whole(self) -> bool:
+        """Whether the answer's last byte has come, so that its connection is free already."""
+        return self._answer.whole
+
     async def aclose(self) -> None:
-        await self._response.aclose()
+        await self._answer.aclose()
 
 
 class PastDeadline(stop_base):
@@ -127,10 +89,11 @@ class PastDeadline(stop_base):
 class Link:
     """Opens streams of one provider over the process's pool."""
 
-    def __init__(self, provider: str, http: httpx.AsyncClient, settings: Settings) -> None:
+    def __init__(self, provider: str, http: Transport, settings: Settings) -> None:
         self.provider = provider
         self._http = http
         self._settings = settings
+        self._extensions = {"timeout": {"connect": settings.connect_timeout_s}}
         self._draining: set[asyncio.Task[None]] = set()
         self._retrying = AsyncRetrying(
             retry=retry_if_exception(_worth_retrying),
@@ -145,6 +108,13 @@ class Link:
         return Watch(
             total_s if deadline_s is None else min(deadline_s, total_s),
             self._settings.idle_deadline_s,
+        )
+
+    def request(self, url: httpx.URL, headers: httpx.Headers, body: bytes) -> httpx.Request:
+        """To be opened once or more; with a stream httpx adds no headers of its own."""
+        stream = httpx.ByteStream(body)
+        return httpx.Request(
+            "POST", url, headers=headers, stream=stream, extensions=self._extensions
         )
 
     async def open(self, request: httpx.Request, watch: Watch) -> Upstream:
@@ -167,7 +137,7 @@ class Link:
     async def _attempt(self, request: httpx.Request, watch: Watch) -> Upstream:
         watch.progress()
         try:
-            response = await watch.wait(self._http.send(request, stream=True))
+            response = await watch.wait(self._http.handle_async_request(request))
             upstream = Upstream(response, watch)
             if upstream.status == httpx.codes.OK and upstream.streams:
                 watch.progress()
@@ -176,7 +146,7 @@ class Link:
                 body = await upstream.read_error()
             finally:
                 await upstream.aclose()
-        except (*NETWORK_ERRORS, OutOfTime, Silent) as error:
+        except (httpx.TransportError, OutOfTime, Silent) as error:
             raise unreachable(self.provider, error) from error
         if upstream.status == httpx.codes.OK:
             raise no_stream(self.provider, body)
@@ -188,6 +158,8 @@ class Link:
         The bytes that end the response are often a packet behind, and a connection closed
         before they came would have to be opened anew for the next call.
         """
+        if upstream.whole:
+            return
         task = asyncio.create_task(self._drain(upstream), name="drain")
         self._draining.add(task)
         task.add_done_callback(self._draining.discard)
@@ -196,7 +168,7 @@ class Link:
         try:
             async with asyncio.timeout(DRAIN_S):
                 await upstream.drain()
-        except (*NETWORK_ERRORS, TimeoutError) as error:
+        except (httpx.TransportError, TimeoutError) as error:
             log.debug("provider_drain", extra={"provider": self.provider, "error": repr(error)})
         finally:
             await upstream.aclose()

@@ -9,13 +9,11 @@ for the proof: within a string its quotes are escaped.
 from collections.abc import Mapping
 from typing import Any
 
-import httpx
-
 from shared.config import ProviderConfig, Settings
 from shared.domain.inference import Dialect
 from workers.providers.http import Link
-from workers.providers.provider import ProviderCall
 from workers.providers.reading import Forms, is_done
+from workers.providers.transport import Transport
 from workers.providers.wire import WireProvider
 
 _UNFINISHED = b'"finish_reason":null'
@@ -24,14 +22,11 @@ _LOGPROBS = b',"logprobs":'
 _AROUND_DELTA = len('"content":""},')
 
 
-def provider(config: ProviderConfig, settings: Settings, http: httpx.AsyncClient) -> WireProvider:
+def provider(config: ProviderConfig, settings: Settings, http: Transport) -> WireProvider:
     """A provider that speaks this wire at `config.base_url`."""
-
-    def headers(call: ProviderCall) -> dict[str, str]:
-        if config.api_key is None:
-            return {}
-        return {"authorization": f"Bearer {config.api_key.get_secret_value()}"}
-
+    headers = {}
+    if config.api_key is not None:
+        headers["authorization"] = f"Bearer {config.api_key.get_secret_value()}"
     link = Link(config.slug, http, settings)
     return WireProvider(Dialect.OPENAI, FORMS, f"{config.base_url}/chat/completions", headers, link)
 

@@ -3,7 +3,7 @@
 build the body -> open the stream -> cut it into frames -> forward or translate them
 """
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Mapping
 
 import httpx
 import orjson
@@ -12,7 +12,7 @@ from shared.domain.dialects import WIRES
 from shared.domain.inference import Dialect, Failed, Failure, InvalidRequest, StreamEvent
 from workers.providers.faults import ProviderFault, provider_error, unreachable
 from workers.providers.framing import Framer, FrameTooLong
-from workers.providers.http import EVENT_STREAM, NETWORK_ERRORS, USER_AGENT, Link, Upstream
+from workers.providers.http import EVENT_STREAM, USER_AGENT, Link, Upstream
 from workers.providers.provider import ProviderCall
 from workers.providers.reading import Forms, Forwarding, Reading, Translating
 from workers.providers.watch import OutOfTime, Silent, Watch
@@ -27,12 +27,12 @@ COMMON_HEADERS = {
 TRACE_HEADERS = ("traceparent", "tracestate")
 
 
-def trace_headers(call: ProviderCall) -> dict[str, str]:
-    return {name: call.headers[name] for name in TRACE_HEADERS if name in call.headers}
-
-
 class WireProvider:
-    """One provider of a wire family. `headers` gives those of a call, its own key included."""
+    """One provider of a wire family.
+
+    `headers` are its own, the key included; a client that speaks this dialect may have a say in
+    those that `passed_on` names.
+    """
 
     simulated = False
 
@@ -41,14 +41,16 @@ class WireProvider:
         dialect: Dialect,
         forms: Forms,
         url: str,
-        headers: Callable[[ProviderCall], dict[str, str]],
+        headers: Mapping[str, str],
         link: Link,
+        passed_on: tuple[str, ...] = (),
     ) -> None:
         self.dialect = dialect
         self._wire = WIRES[dialect]
         self._forms = forms
         self._url = httpx.URL(url)
-        self._headers = headers
+        self._headers = httpx.Headers({**COMMON_HEADERS, **headers})
+        self._passed_on = (*passed_on, *TRACE_HEADERS)
         self._link = link
 
     async def stream(self, call: ProviderCall) -> AsyncGenerator[StreamEvent, None]:
@@ -60,12 +62,8 @@ class WireProvider:
         except InvalidRequest as error:
             yield Failed(Failure("invalid_request", 400, str(error), {"param": error.param}))
             return
-        request = httpx.Request(
-            "POST",
-            self._url,
-            headers=COMMON_HEADERS | trace_headers(call) | self._headers(call),
-            content=orjson.dumps(body, default=str),
-        )
+        content = orjson.dumps(body, default=str)
+        request = self._link.request(self._url, self._headers_of(call), content)
         reading = self._reading(call, ignored)
         watch = self._link.watch(call.deadline_s)
         try:
@@ -85,6 +83,15 @@ class WireProvider:
                 self._link.retire(upstream)
             else:
                 await upstream.aclose()
+
+    def _headers_of(self, call: ProviderCall) -> httpx.Headers:
+        """Copied, not built: only what the client said is encoded anew for each call."""
+        headers = self._headers.copy()
+        of_its_dialect = call.request.dialect is self.dialect
+        for name in self._passed_on if of_its_dialect else TRACE_HEADERS:
+            if value := call.headers.get(name):
+                headers[name] = value
+        return headers
 
     def _reading(self, call: ProviderCall, ignored: tuple[str, ...]) -> Reading:
         if call.forward:
@@ -106,7 +113,7 @@ class WireProvider:
             if frames:
                 watch.progress()
             events.extend(reading.take(frames))
-        except (*NETWORK_ERRORS, OutOfTime, Silent) as error:
+        except (httpx.TransportError, OutOfTime, Silent) as error:
             events.extend(reading.broke(unreachable(self._link.provider, error).failure))
         except FrameTooLong as error:
             failure = provider_error(self._link.provider, f"{self._link.provider} sent {error}.")
