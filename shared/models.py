@@ -28,6 +28,7 @@ from sqlmodel import Field, SQLModel
 METADATA = SQLModel.metadata
 EMPTY: Any = text("'{}'")
 NEW_ID: Any = text("new_id()")
+HANDLE_KEY = "agents_canonical_uri_key"
 
 
 def money(*, optional: bool = False, default: int | None = None) -> Any:
@@ -75,7 +76,10 @@ class AgentRow(SQLModel, table=True):
     """`status` other than `active` makes no calls; `private_key_sealed` is encrypted."""
 
     __tablename__ = "agents"
-    __table_args__ = (Index("agents_tenant_id_idx", "tenant_id", "created_at"),)
+    __table_args__ = (
+        Index("agents_tenant_id_idx", "tenant_id", "created_at"),
+        UniqueConstraint("canonical_uri", name=HANDLE_KEY),
+    )
 
     id: UUID = Field(primary_key=True)
     tenant_id: UUID = Field(foreign_key="tenants.id")
