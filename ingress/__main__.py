@@ -1,21 +1,25 @@
 """`python -m ingress`: the ingress on uvicorn, as the Procfile runs it."""
 
+import asyncio
 import sys
 
 import uvicorn
 from sse_starlette.sse import AppStatus
 
 from ingress.app import create_app
-from shared.config import SettingsError, read_settings
+from shared.config import StartError, read_settings
+from shared.listening import refuse_address
 from shared.log import configure_logging
+from shared.preflight import check_stores, refusal
 
 
 def main() -> int:
     try:
         settings = read_settings()
-    except SettingsError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+        refuse_address(settings.host, settings.port)
+        asyncio.run(check_stores(settings))
+    except StartError as error:
+        return refusal(error)
     configure_logging("ingress", settings.log_level)
     # streams end by themselves within the grace time; only then are they cut
     AppStatus.enable_automatic_graceful_drain = False

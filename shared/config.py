@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -115,12 +115,26 @@ class Settings(BaseSettings):
         """The absolute URL clients reach us at, without a trailing slash."""
         return (self.public_base_url or f"http://{self.host}:{self.port}").rstrip("/")
 
+    @property
+    def local_url(self) -> str:
+        """Where the ingress is asked from this machine, whatever it listens on."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
     def audit_url(self, agent_id: str) -> str:
         return f"{self.base_url}/v1/audit/{agent_id}/verify"
 
 
-class SettingsError(ValueError):
+class StartError(RuntimeError):
+    """Why a process does not start; the message says what to do about it."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class SettingsError(StartError):
     """What was set cannot be used; the message names each setting and what it may be."""
+
+    exit_code = 2
 
 
 def read_settings() -> Settings:

@@ -13,27 +13,26 @@ import ipaddress
 import json
 import os
 import secrets
-import socket
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
-import psutil
 
 import migrations
 from shared.catalog import seed_catalog
 from shared.config import (
     VERSION,
     Settings,
-    SettingsError,
+    StartError,
     provider_configs,
     read_settings,
     simulating,
 )
 from shared.embedded import Servers, embedded_servers
-from shared.processes import ServerError
+from shared.listening import refuse_address
+from shared.preflight import check_postgres, check_valkey, refusal
 from workers.procfile import (
     Running,
     Stopped,
@@ -52,7 +51,7 @@ _POLL_S = 0.1
 _TOPUP_USD = "100.00"
 
 
-class UpError(RuntimeError):
+class UpError(StartError):
     """A start that failed; the message says what to do about it."""
 
 
@@ -62,9 +61,8 @@ def up() -> int:
     try:
         with StopSignals() as signals:
             return _up(signals)
-    except (UpError, ServerError, SettingsError) as error:
-        sys.stderr.write(f"\n{error}\n")
-        return 1
+    except StartError as error:
+        return refusal(error)
     except Stopped:
         say("Stopped.")
         return 0
@@ -73,8 +71,9 @@ def up() -> int:
 def _up(signals: StopSignals) -> int:
     settings = read_settings()
     home = settings.fleet_home.resolve()
-    refuse_taken_port(settings.host, settings.port)
+    refuse_address(settings.host, settings.port)
     step("servers", "starting Postgres and Valkey" if _embeds(settings) else "yours")
+    asyncio.run(check_given_servers(settings))
     with embedded_servers(
         home, postgres=not settings.database_url, valkey=not settings.redis_url
     ) as servers:
@@ -97,26 +96,17 @@ def _embeds(settings: Settings) -> bool:
 # -- before anything runs ---------------------------------------------------------------------
 
 
-def refuse_taken_port(host: str, port: int) -> None:
-    """Raises UpError, with who holds the port where the system tells, before anything is slow."""
-    try:
-        socket.create_server((host, port)).close()
-    except OSError as error:
-        raise UpError(
-            f"Cannot listen on {host}:{port}: {error.strerror}{_holder(port)}.\n"
-            f"Stop what listens there, or choose another port: PORT={port + 1} make up"
-        ) from None
+async def check_given_servers(settings: Settings) -> None:
+    """Raises `SettingsError` or `Unreachable` for servers of others that were named and are away.
 
-
-def _holder(port: int) -> str:
-    """Who listens on the port; systems that tell only root leave the sentence as it is."""
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if connection.laddr and connection.laddr[1] == port and connection.pid:
-                return f" (process {connection.pid}, {psutil.Process(connection.pid).name()})"
-    except psutil.Error:
-        return ""
-    return ""
+    There need not be a schema yet.
+    """
+    if settings.migration_database_url:
+        await check_postgres("MIGRATION_DATABASE_URL", settings.migration_database_url)
+    elif settings.database_url:
+        await check_postgres("DATABASE_URL", settings.database_url)
+    if settings.redis_url:
+        await check_valkey(settings.redis_url)
 
 
 def process_environment(settings: Settings, home: Path, servers: Servers) -> dict[str, str]:
@@ -238,8 +228,7 @@ async def _first_end(running: list[Running], servers: Servers) -> str:
 
 async def _greet(settings: Settings, environment: Mapping[str, str], home: Path) -> None:
     """Wait until the ingress is ready, see to the development agent, say how to call; then idle."""
-    host = settings.host if settings.host not in ("0.0.0.0", "::") else "127.0.0.1"
-    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    url = settings.local_url
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as client:
         await _ready(client)
         key = await _agent_key(client, environment, home / "dev.env")
