@@ -7,17 +7,24 @@ import uvicorn
 from sse_starlette.sse import AppStatus
 
 from ingress.app import create_app
-from shared.config import StartError, read_settings
+from shared.config import Settings, StartError, read_settings
 from shared.listening import refuse_address
 from shared.log import configure_logging
+from shared.master_key import check_master_key
 from shared.preflight import check_stores, refusal
+
+
+async def look_around(settings: Settings) -> None:
+    """Raises a `StartError` unless the stores answer and are sealed with our key."""
+    await check_stores(settings)
+    await check_master_key(settings.database_url, settings.master_key.get_secret_value())
 
 
 def main() -> int:
     try:
         settings = read_settings()
         refuse_address(settings.host, settings.port)
-        asyncio.run(check_stores(settings))
+        asyncio.run(look_around(settings))
     except StartError as error:
         return refusal(error)
     configure_logging("ingress", settings.log_level)

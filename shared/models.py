@@ -308,6 +308,20 @@ class AuditEventRow(SQLModel, table=True):
     created_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
 
 
+class MasterKeyProofRow(SQLModel, table=True):
+    """One row at most: a known word, sealed with the master key; see `shared/master_key.py`."""
+
+    __tablename__ = "master_key_proofs"
+
+    id: int = Field(
+        default=1,
+        primary_key=True,
+        sa_column_kwargs={"server_default": "1", "autoincrement": False},
+    )
+    sealed: bytes = Field(sa_type=BYTEA)
+    created_at: datetime = moment()
+
+
 class ModelRow(SQLModel, table=True):
     """A catalogued model; prices are US dollars per million tokens."""
 

@@ -1,5 +1,6 @@
 """`make up`: from nothing to an answered call, found again by the next start, and gone after."""
 
+import base64
 import os
 import re
 import signal
@@ -114,6 +115,13 @@ def test_up_answers_stops_and_finds_its_data_again(tmp_path: Path, port: int) ->
         up.process.send_signal(signal.SIGINT)
         assert up.end() == 0, up.said
         assert gone(family)
+
+    other_key = base64.b64encode(os.urandom(32)).decode()
+    with running_up(home, port, AINFERA_MASTER_KEY=other_key) as up:
+        assert up.end() == 2, up.said
+        assert "AINFERA_MASTER_KEY is not the key " in up.said
+        assert "Ready" not in up.said
+        assert "processes" not in up.said
 
 
 def streamed(dev: dict[str, str]) -> list[str]:

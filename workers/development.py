@@ -32,6 +32,7 @@ from shared.config import (
 )
 from shared.embedded import Servers, embedded_servers
 from shared.listening import refuse_address
+from shared.master_key import check_master_key
 from shared.preflight import check_postgres, check_valkey, refusal
 from workers.procfile import (
     Running,
@@ -83,6 +84,9 @@ def _up(signals: StopSignals) -> int:
         catalog = asyncio.run(seed_catalog(owner_url))
         step("catalogue", f"{len(catalog.candidates)} models")
         environment = process_environment(settings, home, servers)
+        asyncio.run(
+            check_master_key(environment["DATABASE_URL"], environment["AINFERA_MASTER_KEY"])
+        )
         code = asyncio.run(_run(settings, environment, home, servers, signals))
         step("servers", "stopping")
     say("Stopped.")
