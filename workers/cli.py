@@ -43,6 +43,7 @@ def up_command() -> None:
 
     State is kept in FLEET_HOME (default .fleet), so that the next start finds it again.
     DATABASE_URL and REDIS_URL, where set, are used instead of servers of its own.
+    A process that crashes is started again, up to five times in a row.
     Ctrl-C or SIGTERM stops all of it, in order; a second one stops it at once.
 
     Example: PORT=8081 INFERENCE_WORKERS=2 fleet up

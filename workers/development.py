@@ -24,8 +24,10 @@ import migrations
 from shared.catalog import seed_catalog
 from shared.config import (
     VERSION,
+    ProviderConfig,
     Settings,
     StartError,
+    active_providers,
     provider_configs,
     read_settings,
     simulating,
@@ -35,14 +37,13 @@ from shared.listening import refuse_address
 from shared.master_key import check_master_key
 from shared.preflight import check_postgres, check_valkey, refusal
 from workers.procfile import (
-    Running,
     Stopped,
     StopSignals,
-    first_exit,
     read_procfile,
     start_processes,
     stop_processes,
 )
+from workers.supervisor import Supervisor
 
 ROOT = Path(__file__).resolve().parent.parent
 STOP_ORDER = ("web", "inference", "books")
@@ -191,21 +192,23 @@ async def _run(
     counts = {"inference": settings.inference_workers}
     step("processes", f"web, {settings.inference_workers} inference, books")
     running = await start_processes(read_procfile(ROOT / "Procfile"), counts, environment, ROOT)
-    ends = {
-        asyncio.create_task(asked.wait()): "asked",
-        asyncio.create_task(_greet(settings, environment, home)): "greeting",
-        asyncio.create_task(_first_end(running, servers)): "ended",
-    }
+    stop = asyncio.create_task(asked.wait())
+    ends = [
+        stop,
+        asyncio.create_task(_greet(settings, environment, home)),
+        asyncio.create_task(Supervisor(running, say).watch()),
+        asyncio.create_task(_watch_servers(servers)),
+    ]
     try:
         done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            if task.exception() is None and ends[task] == "asked":
-                return 0
-            raise UpError(str(task.exception() or task.result()))
+        for task in done - {stop}:
+            await task  # none of them ends but by an error
         return 0
     finally:
         for task in ends:
             task.cancel()
+        # nothing is started any more once these have ended
+        await asyncio.gather(*ends, return_exceptions=True)
         step("processes", "stopping: ingress, workers, books (again to stop at once)")
         stopping = asyncio.create_task(
             stop_processes(running, STOP_ORDER, settings.drain_grace_s + 5)
@@ -214,20 +217,19 @@ async def _run(
         await asyncio.wait([stopping])
 
 
-async def _first_end(running: list[Running], servers: Servers) -> str:
-    """Wait until something ends by itself; says what."""
-    exit_task = asyncio.create_task(first_exit(running))
-    while not exit_task.done():
+async def _watch_servers(servers: Servers) -> None:
+    """Raises `UpError` when one ends: it was killed, or its disk is full, and its log says more.
+
+    They are not started again here. What they keep is the record, and a person should look first.
+    """
+    while True:
         for server in servers.running.values():
             if not server.running:
-                exit_task.cancel()
-                return (
+                raise UpError(
                     f"{server.name} ended with code {server.process.returncode}; "
                     f"its log is {server.log}."
                 )
-        await asyncio.wait([exit_task], timeout=5 * _POLL_S)
-    ended = exit_task.result()
-    return f"{ended.name} ended with code {ended.process.returncode}; its last lines are above."
+        await asyncio.sleep(5 * _POLL_S)
 
 
 async def _greet(settings: Settings, environment: Mapping[str, str], home: Path) -> None:
@@ -235,8 +237,11 @@ async def _greet(settings: Settings, environment: Mapping[str, str], home: Path)
     url = settings.local_url
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as client:
         await _ready(client)
-        key = await _agent_key(client, environment, home / "dev.env")
-    for line in greeting(settings, url, key, home):
+        try:
+            key = await development_key(client, environment, home / "dev.env")
+        except httpx.TransportError as error:
+            raise UpError(f"The ingress at {url} did not answer a signup: {error!r}") from None
+    for line in greeting(settings, provider_configs(), url, key, home):
         say(line)
     await asyncio.Event().wait()
 
@@ -257,35 +262,47 @@ async def _ready(client: httpx.AsyncClient) -> None:
     raise UpError(f"The ingress was not ready within {_READY_TIMEOUT_S:.0f} s: {said}")
 
 
-async def _agent_key(
+async def development_key(
     client: httpx.AsyncClient, environment: Mapping[str, str], path: Path
 ) -> str | None:
-    """The last start's key if it still opens, else a new agent's; None if signup is refused."""
+    """The last start's key if it still opens, else a new agent's; None where signup is closed.
+
+    Raises `UpError` if the agent cannot be had: a fleet that cannot sign one up is not ready.
+    """
     kept = read_env(path)
     if kept.get("AINFERA_API_KEY") and await _opens(client, kept):
         write_env(path, {**kept, "AINFERA_BASE_URL": str(client.base_url)})
         return kept["AINFERA_API_KEY"]
+    if environment.get("SIGNUP_MODE") == "closed":
+        say("No development agent: SIGNUP_MODE is closed.")
+        return None
     handle = f"development-{secrets.token_hex(3)}"
     answer = await client.post(
         "/v1/agents/signup",
         json={"agent_handle": handle, "owner_handle": "developer"},
         headers={"X-Ainfera-Internal-Key": environment["AINFERA_INTERNAL_KEY"]},
     )
-    if answer.status_code >= 400:
-        say(f"No development agent: signup answered {answer.status_code} {answer.text}")
-        return None
+    if answer.is_error:
+        raise UpError(
+            f"There is no development agent: signup answered {answer.status_code} {answer.text}"
+        )
     agent: dict[str, str] = answer.json()
     values = {
         "AINFERA_BASE_URL": str(client.base_url),
         "AINFERA_API_KEY": agent["api_key"],
         "AINFERA_AGENT_ID": agent["agent_id"],
     }
-    write_env(path, values)
-    await client.post(
+    topup = await client.post(
         "/v1/wallets/topup",
         json={"agent_id": agent["agent_id"], "amount_usd": _TOPUP_USD},
         headers=_bearer(values),
     )
+    # where self top-up is off, the preview grant has to do
+    if topup.is_error and topup.status_code != httpx.codes.FORBIDDEN:
+        raise UpError(
+            f"The development agent has no money: top-up answered {topup.status_code} {topup.text}"
+        )
+    write_env(path, values)
     return values["AINFERA_API_KEY"]
 
 
@@ -301,17 +318,19 @@ def _bearer(values: Mapping[str, str]) -> dict[str, str]:
 # -- what is said -----------------------------------------------------------------------------
 
 
-def greeting(settings: Settings, url: str, key: str | None, home: Path) -> list[str]:
+def greeting(
+    settings: Settings,
+    providers: Mapping[str, ProviderConfig],
+    url: str,
+    key: str | None,
+    home: Path,
+) -> list[str]:
     """The last lines of a start: address, key, and a call to paste."""
     lines = ["", f"Ready at {url}", ""]
     if _loopback(settings.host):
         lines += ["  For development, on this machine only: anyone who reaches it may sign up and"]
         lines += ["  top up. On another HOST, SIGNUP_MODE is `internal` and top-up is off."]
-    if simulating(settings, provider_configs()):
-        lines += [
-            "  No provider key is set (ANTHROPIC_API_KEY, OPENAI_API_KEY, …): every answer is"
-        ]
-        lines += ["  simulated, and says so."]
+    lines += about_providers(settings, providers)
     if key is None:
         return [*lines, ""]
     body = {
@@ -328,6 +347,24 @@ def greeting(settings: Settings, url: str, key: str | None, home: Path) -> list[
         f"curl -N {url}/v1/chat/completions -H 'Authorization: Bearer {key}' \\",
         f"  -H 'Content-Type: application/json' -d '{json.dumps(body)}'",
         "",
+    ]
+
+
+def about_providers(settings: Settings, providers: Mapping[str, ProviderConfig]) -> list[str]:
+    """Who answers, where that is not simply the providers that were configured."""
+    if not active_providers(settings, providers, ()) and not simulating(settings, providers):
+        return [
+            "  WARNING: No call can be answered. SIMULATE is off and no provider is configured:",
+            "  every call is refused with 422 no_candidate_enrolled or model_unavailable. Set a",
+            "  key (ANTHROPIC_API_KEY, OPENAI_API_KEY, …), or leave SIMULATE at auto.",
+        ]
+    if not simulating(settings, providers):
+        return []
+    if any(provider.configured for provider in providers.values()):
+        return ["  SIMULATE is on: a simulation stands in for each provider without a key."]
+    return [
+        "  No provider key is set (ANTHROPIC_API_KEY, OPENAI_API_KEY, …): every answer is",
+        "  simulated, and says so.",
     ]
 
 
