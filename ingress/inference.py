@@ -96,7 +96,10 @@ async def answer(request: Request, dialect: Dialect) -> Response:
         return await _first_word(request, call, envelope, reply, deps)
     except (RedisError, OSError) as error:
         deps.relay.forget(reply)
-        raise Unavailable("The queue cannot be reached; nothing was charged. Retry.") from error
+        raise Unavailable(
+            "The queue does not answer, so the call may or may not have been queued. If it was, it "
+            "runs and is charged once, as the agent's wallet and ledger show. Retry."
+        ) from error
     except BaseException:
         deps.relay.forget(reply)
         raise
