@@ -28,6 +28,7 @@ from ingress.auth import (
 )
 from ingress.cards import card_payload
 from ingress.deps import get_deps, session
+from ingress.openapi import HANDLE_TAKEN, SIGNUP
 from ingress.wire import DailyCap, Handle, PerCallCap, Text, cap, moment, usd
 from shared.config import Settings
 from shared.domain.audit import AuditDraft, EventType, draft
@@ -107,7 +108,7 @@ class NewAgent:
     card: str
 
 
-@router.post("/v1/agents/signup")
+@router.post("/v1/agents/signup", openapi_extra=SIGNUP)
 async def signup(body: Signup, request: Request) -> dict[str, Any]:
     """A tenant, its agent with a wallet and a preview grant, and a key that is shown only here."""
     deps = get_deps(request)
@@ -252,7 +253,7 @@ async def append_audit(s: AsyncSession, agent: AgentRow, events: Sequence[AuditD
     )
 
 
-@router.post("/v1/agents/register")
+@router.post("/v1/agents/register", openapi_extra=HANDLE_TAKEN)
 async def register(
     body: Registration, request: Request, caller: Annotated[Caller, Depends(current_caller)]
 ) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ingress.answers import failure_response
 from ingress.auth import KeyCache
 from ingress.deps import Deps
 from ingress.middleware import RequestContext
+from ingress.openapi import describe
 from ingress.relay import Relay
 from shared.catalog import open_catalog
 from shared.config import VERSION, Settings, active_providers
@@ -52,6 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="Ainfera API", version=VERSION, lifespan=lifespan)
     for room in ROUTERS:
         app.include_router(room.router)
+    describe(app)
     app.add_exception_handler(AinferaError, handle_error)
     app.add_exception_handler(RequestValidationError, handle_error)
     app.add_exception_handler(HTTPException, handle_error)
