@@ -79,7 +79,9 @@ class Settings(BaseSettings):
         "internal", validation_alias="SIGNUP_MODE"
     )
     self_topup: bool = Field(False, validation_alias="SELF_TOPUP")
-    preview_grant_usd: str = Field("5.00", validation_alias="PREVIEW_GRANT_USD")
+    preview_grant_usd: str = Field(
+        "5.00", pattern=r"^\d{1,11}(\.\d{1,9})?$", validation_alias="PREVIEW_GRANT_USD"
+    )
     preview_grant_inferences: int = Field(100, validation_alias="PREVIEW_GRANT_INFERENCES")
     preview_grant_days: int = Field(90, validation_alias="PREVIEW_GRANT_DAYS")
     max_body_bytes: int = Field(32 * 1024 * 1024, validation_alias="MAX_BODY_BYTES")

@@ -75,10 +75,11 @@ def test_health_says_what_it_asked_and_what_is_not_set() -> None:
 
 @pytest.mark.parametrize("command", [("health", "web"), ("migrate",), ("up",)])
 def test_a_wrong_setting_is_told_in_a_line(command: tuple[str, ...]) -> None:
-    done = fleet(*command, PORT="http")
-    assert done.exit_code == 2
-    assert "PORT" in done.stderr
-    assert "Traceback" not in done.stderr
+    for wrong in ({"PORT": "http"}, {"PREVIEW_GRANT_USD": "five"}, {"PREVIEW_GRANT_USD": "-1"}):
+        done = fleet(*command, **wrong)
+        assert done.exit_code == 2
+        assert next(iter(wrong)) in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_migrate_and_seed_can_be_repeated(empty_database: str) -> None:
