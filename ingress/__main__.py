@@ -1,21 +1,32 @@
 """`python -m ingress`: the ingress on uvicorn, as the Procfile runs it."""
 
+import asyncio
 import sys
 
 import uvicorn
 from sse_starlette.sse import AppStatus
 
 from ingress.app import create_app
-from shared.config import SettingsError, read_settings
+from shared.config import Settings, StartError, read_settings
+from shared.listening import refuse_address
 from shared.log import configure_logging
+from shared.master_key import check_master_key
+from shared.preflight import check_stores, refusal
+
+
+async def look_around(settings: Settings) -> None:
+    """Raises a `StartError` unless the stores answer and are sealed with our key."""
+    await check_stores(settings)
+    await check_master_key(settings.database_url, settings.master_key.get_secret_value())
 
 
 def main() -> int:
     try:
         settings = read_settings()
-    except SettingsError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+        refuse_address(settings.host, settings.port)
+        asyncio.run(look_around(settings))
+    except StartError as error:
+        return refusal(error)
     configure_logging("ingress", settings.log_level)
     # streams end by themselves within the grace time; only then are they cut
     AppStatus.enable_automatic_graceful_drain = False

@@ -13,6 +13,7 @@ import orjson
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field, field_validator, model_validator
 from sqlalchemy import select, text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -27,11 +28,12 @@ from ingress.auth import (
 )
 from ingress.cards import card_payload
 from ingress.deps import get_deps, session
+from ingress.openapi import HANDLE_TAKEN, SIGNUP
 from ingress.wire import DailyCap, Handle, PerCallCap, Text, cap, moment, usd
 from shared.config import Settings
 from shared.domain.audit import AuditDraft, EventType, draft
 from shared.domain.ledger import GRANTS_ACCOUNT, TransferKind
-from shared.errors import Forbidden
+from shared.errors import Forbidden, HandleTaken
 from shared.ids import mint_id
 from shared.keys import (
     agent_key_sealer,
@@ -41,7 +43,7 @@ from shared.keys import (
     mint_api_key,
     sign_card,
 )
-from shared.models import AccountRow, AgentRow, ApiKeyRow, TenantRow
+from shared.models import HANDLE_KEY, AccountRow, AgentRow, ApiKeyRow, TenantRow
 
 router = APIRouter()
 router.include_router(cards.router)
@@ -106,13 +108,13 @@ class NewAgent:
     card: str
 
 
-@router.post("/v1/agents/signup")
+@router.post("/v1/agents/signup", openapi_extra=SIGNUP)
 async def signup(body: Signup, request: Request) -> dict[str, Any]:
     """A tenant, its agent with a wallet and a preview grant, and a key that is shown only here."""
     deps = get_deps(request)
     allow_signup(request, deps.settings)
     tenant_id = mint_id()
-    owner = body.owner_handle or f"anon-{secrets.token_hex(4)}"
+    owner = body.owner_handle or f"anon-{secrets.token_hex(8)}"
     new = compose_agent(deps.settings, tenant_id, owner, body.agent_handle, body.agent_handle)
     new.agent.per_call_cap_usd = body.per_call_cap_usd
     new.agent.daily_cap_usd = body.daily_cap_usd
@@ -140,9 +142,11 @@ async def signup(body: Signup, request: Request) -> dict[str, Any]:
         label="signup",
     )
     async with session(deps.db) as s:
-        for rows in ([tenant], [new.agent], [new.wallet, key]):
-            s.add_all(rows)
-            await s.flush()
+        s.add(tenant)
+        await s.flush()
+        await _write_agent(s, new.agent, "agent_handle or owner_handle")
+        s.add_all([new.wallet, key])
+        await s.flush()
         events = [registered_event(new.agent)]
         if grant > 0:
             events.append(await _grant(s, new, grant))
@@ -159,6 +163,22 @@ async def signup(body: Signup, request: Request) -> dict[str, Any]:
         "agent_card_jws": new.card,
         "free_tier_inferences_remaining": new.wallet.grant_inferences_left,
     }
+
+
+async def _write_agent(s: AsyncSession, agent: AgentRow, wish: str) -> None:
+    """Raises `HandleTaken`, which names the field to choose anew, if its URI is another agent's.
+
+    Postgres decides it, so that of two who ask at the same moment exactly one is refused.
+    """
+    s.add(agent)
+    uri = agent.canonical_uri
+    try:
+        await s.flush()
+    except IntegrityError as error:
+        cause = error.orig.__cause__ if error.orig is not None else None
+        if getattr(cause, "constraint_name", None) != HANDLE_KEY:
+            raise
+        raise HandleTaken(f"{uri} is another agent's. Choose another {wish}.") from error
 
 
 def allow_signup(request: Request, settings: Settings) -> None:
@@ -233,7 +253,7 @@ async def append_audit(s: AsyncSession, agent: AgentRow, events: Sequence[AuditD
     )
 
 
-@router.post("/v1/agents/register")
+@router.post("/v1/agents/register", openapi_extra=HANDLE_TAKEN)
 async def register(
     body: Registration, request: Request, caller: Annotated[Caller, Depends(current_caller)]
 ) -> dict[str, Any]:
@@ -248,9 +268,9 @@ async def register(
         ).one()
         owner = tenant.owner_handle or tenant.name
         new = compose_agent(deps.settings, caller.tenant, owner, as_handle(body.name), body.name)
-        for row in (new.agent, new.wallet):
-            s.add(row)
-            await s.flush()
+        await _write_agent(s, new.agent, "name")
+        s.add(new.wallet)
+        await s.flush()
         await append_audit(s, new.agent, [registered_event(new.agent)])
         await s.commit()
         await s.refresh(new.agent)

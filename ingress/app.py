@@ -16,9 +16,10 @@ from ingress.answers import failure_response
 from ingress.auth import KeyCache
 from ingress.deps import Deps
 from ingress.middleware import RequestContext
+from ingress.openapi import describe
 from ingress.relay import Relay
 from shared.catalog import open_catalog
-from shared.config import VERSION, Settings
+from shared.config import VERSION, Settings, active_providers
 from shared.control import KEY_REVOKED, ControlListener
 from shared.db import Database
 from shared.domain.inference import Dialect
@@ -52,6 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="Ainfera API", version=VERSION, lifespan=lifespan)
     for room in ROUTERS:
         app.include_router(room.router)
+    describe(app)
     app.add_exception_handler(AinferaError, handle_error)
     app.add_exception_handler(RequestValidationError, handle_error)
     app.add_exception_handler(HTTPException, handle_error)
@@ -83,7 +85,7 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
     try:
         await relay.start()
         await control.start()
-        yield Deps(
+        deps = Deps(
             settings=settings,
             db=db,
             redis=redis,
@@ -92,11 +94,24 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
             relay=relay,
             queue=InferenceQueue(redis),
         )
+        warn_of_no_provider(deps)
+        yield deps
     finally:
         await control.aclose()
         await relay.aclose()
         await db.aclose()
         await redis.aclose()
+
+
+def warn_of_no_provider(deps: Deps) -> None:
+    """Every call will be refused, and each refusal alone looks like its client's fault."""
+    if not active_providers(
+        deps.settings, deps.providers, [model.provider for model in deps.catalog.candidates]
+    ):
+        log.warning(
+            "no_provider",
+            extra={"advice": "Configure a provider (its key or base URL), or set SIMULATE=auto."},
+        )
 
 
 async def handle_error(request: Request, error: Exception) -> Response:

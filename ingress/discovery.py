@@ -11,6 +11,7 @@ from sqlmodel import col
 
 from ingress.auth import current_caller, parse_id
 from ingress.deps import Deps, get_deps, session
+from ingress.openapi import KEY_OPTIONAL
 from ingress.wire import moment
 from shared.catalog import Shape, model_listing, provider_listing, provider_names
 from shared.config import VERSION, Settings, active_providers
@@ -162,14 +163,14 @@ def _active(deps: Deps) -> frozenset[str]:
     return active_providers(deps.settings, deps.providers, catalogued)
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", openapi_extra=KEY_OPTIONAL)
 async def list_models(request: Request, shape: Annotated[Shape, Depends(listing_shape)]) -> Any:
     """The catalogue, router first, in the form of the client that asks."""
     deps = get_deps(request)
     return model_listing(deps.catalog, _active(deps), shape)
 
 
-@router.get("/v1/models/{model_id:path}")
+@router.get("/v1/models/{model_id:path}", openapi_extra=KEY_OPTIONAL)
 async def read_model(
     model_id: str, request: Request, shape: Annotated[Shape, Depends(listing_shape)]
 ) -> Any:

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from ingress import openapi
 from ingress.answers import AnswerStream, abandon, answer_headers, failure_response
 from ingress.auth import Caller, authenticate
 from ingress.deps import Deps, get_deps
@@ -34,19 +35,32 @@ FORWARDED_HEADERS = ("anthropic-version", "anthropic-beta", "tracestate")
 DEEPEST = 200
 
 
-@router.post("/v1/inference", response_model=None)
+LEAST = {
+    "model": "claude-sonnet-4-6",
+    "max_tokens": 100,
+    "messages": [{"role": "user", "content": "What is a double-entry ledger?"}],
+}
+
+
+@router.post(
+    "/v1/inference", response_model=None, openapi_extra=openapi.call(Dialect.NATIVE, LEAST)
+)
 async def native_inference(request: Request) -> Response:
     """One call in the native dialect."""
     return await answer(request, Dialect.NATIVE)
 
 
-@router.post("/v1/messages", response_model=None)
+@router.post(
+    "/v1/messages", response_model=None, openapi_extra=openapi.call(Dialect.ANTHROPIC, LEAST)
+)
 async def messages(request: Request) -> Response:
     """One call in the Anthropic Messages dialect."""
     return await answer(request, Dialect.ANTHROPIC)
 
 
-@router.post("/v1/chat/completions", response_model=None)
+@router.post(
+    "/v1/chat/completions", response_model=None, openapi_extra=openapi.call(Dialect.OPENAI, LEAST)
+)
 async def chat_completions(request: Request) -> Response:
     """One call in the OpenAI chat completions dialect."""
     return await answer(request, Dialect.OPENAI)
@@ -60,7 +74,7 @@ CALLS = {
 }
 
 
-@router.post("/v1/messages/count_tokens", response_model=None)
+@router.post("/v1/messages/count_tokens", response_model=None, openapi_extra=openapi.count(LEAST))
 async def count_tokens(request: Request) -> Response:
     """How many input tokens a Messages body holds, by the estimate that decisions use."""
     deps = get_deps(request)
@@ -96,7 +110,10 @@ async def answer(request: Request, dialect: Dialect) -> Response:
         return await _first_word(request, call, envelope, reply, deps)
     except (RedisError, OSError) as error:
         deps.relay.forget(reply)
-        raise Unavailable("The queue cannot be reached; nothing was charged. Retry.") from error
+        raise Unavailable(
+            "The queue does not answer, so the call may or may not have been queued. If it was, it "
+            "runs and is charged once, as the agent's wallet and ledger show. Retry."
+        ) from error
     except BaseException:
         deps.relay.forget(reply)
         raise

@@ -56,7 +56,12 @@ async def health() -> dict[str, str]:
 
 @router.get("/ready")
 async def ready(request: Request) -> JSONResponse:
-    """200 if calls can be taken; else 503, with the dependency at fault."""
+    """200 if calls can be taken; else 503, with the dependency at fault.
+
+    That no provider is configured is not looked at. It is the same on every instance, so taking
+    this one out of rotation would help nobody, and wallets, receipts and audits are still read;
+    the calls are refused with words that say why. The start warns of it instead.
+    """
     deps = get_deps(request)
     checks: dict[str, Callable[[], Awaitable[Any]]] = {
         "postgres": deps.db.ping,

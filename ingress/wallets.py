@@ -13,6 +13,7 @@ from sqlmodel import col
 from ingress.agents import append_audit
 from ingress.auth import Caller, current_caller, is_internal, not_found, own_agent, parse_id
 from ingress.deps import get_deps, session
+from ingress.openapi import INTERNAL_OR_OWN_KEY
 from ingress.wire import moment, usd
 from shared.domain.audit import EventType, draft
 from shared.domain.ledger import TOPUPS_ACCOUNT, TransferKind, TransferOutcome
@@ -45,7 +46,7 @@ async def topup_caller(request: Request) -> Caller | None:
     return caller
 
 
-@router.post(TOPUP_PATH)
+@router.post(TOPUP_PATH, openapi_extra=INTERNAL_OR_OWN_KEY)
 async def topup(
     body: Topup,
     request: Request,

@@ -3,10 +3,10 @@
 import sys
 
 from migrations.run import downgrade, upgrade
-from shared.config import Settings
+from shared.config import read_settings
 
 action, revision = sys.argv[1:]
-settings = Settings()
+settings = read_settings()
 {"upgrade": upgrade, "downgrade": downgrade}[action](
     settings.migration_database_url or settings.database_url, revision
 )

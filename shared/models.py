@@ -28,6 +28,7 @@ from sqlmodel import Field, SQLModel
 METADATA = SQLModel.metadata
 EMPTY: Any = text("'{}'")
 NEW_ID: Any = text("new_id()")
+HANDLE_KEY = "agents_canonical_uri_key"
 
 
 def money(*, optional: bool = False, default: int | None = None) -> Any:
@@ -75,7 +76,10 @@ class AgentRow(SQLModel, table=True):
     """`status` other than `active` makes no calls; `private_key_sealed` is encrypted."""
 
     __tablename__ = "agents"
-    __table_args__ = (Index("agents_tenant_id_idx", "tenant_id", "created_at"),)
+    __table_args__ = (
+        Index("agents_tenant_id_idx", "tenant_id", "created_at"),
+        UniqueConstraint("canonical_uri", name=HANDLE_KEY),
+    )
 
     id: UUID = Field(primary_key=True)
     tenant_id: UUID = Field(foreign_key="tenants.id")
@@ -302,6 +306,20 @@ class AuditEventRow(SQLModel, table=True):
     previous_hash: str | None = Field(default=None, sa_type=Text)
     event_hash: str = Field(sa_type=Text)
     created_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
+
+
+class MasterKeyProofRow(SQLModel, table=True):
+    """One row at most: a known word, sealed with the master key; see `shared/master_key.py`."""
+
+    __tablename__ = "master_key_proofs"
+
+    id: int = Field(
+        default=1,
+        primary_key=True,
+        sa_column_kwargs={"server_default": "1", "autoincrement": False},
+    )
+    sealed: bytes = Field(sa_type=BYTEA)
+    created_at: datetime = moment()
 
 
 class ModelRow(SQLModel, table=True):

@@ -18,12 +18,14 @@ from pathlib import Path
 
 import psutil
 
+from shared.config import StartError
+
 _START_TIMEOUT_S = 60.0  # Postgres, after a crash, first replays what it had not written yet
 _LEFTOVER_TIMEOUT_S = 20.0
 _POLL_S = 0.02
 
 
-class ServerError(RuntimeError):
+class ServerError(StartError):
     """A server that cannot start; the message says what to do, or what the server said."""
 
 

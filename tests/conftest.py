@@ -32,6 +32,8 @@ hypothesis.settings.register_profile("ainfera", deadline=None)
 hypothesis.settings.load_profile("ainfera")
 
 _TEMPLATE = "template_migrated"
+# one for the run: a database keeps to the key that it was first used with
+MASTER_KEY = base64.b64encode(secrets.token_bytes(32)).decode()
 _database_numbers = itertools.count(1)
 
 for _field in Settings.model_fields.values():
@@ -133,7 +135,7 @@ def settings_factory(database_url: str, redis_url: str, home: Path) -> Callable[
         "database_url": database_url,
         "redis_url": redis_url,
         "fleet_home": home,
-        "master_key": base64.b64encode(secrets.token_bytes(32)).decode(),
+        "master_key": MASTER_KEY,
         "internal_key": secrets.token_urlsafe(32),
         "signup_mode": "open",
         "self_topup": True,

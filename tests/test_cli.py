@@ -40,9 +40,46 @@ def test_secrets_are_fresh_and_fit() -> None:
 @pytest.mark.parametrize("command", ["migrate", "seed"])
 def test_without_a_database_it_says_what_to_set(command: str) -> None:
     done = fleet(command)
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "MIGRATION_DATABASE_URL" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["migrate", "seed"])
+def test_a_database_that_does_not_answer_is_named(command: str) -> None:
+    done = fleet(command, DATABASE_URL="postgresql://someone:hidden@127.0.0.1:1/ainfera")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("DATABASE_URL: Postgres at 127.0.0.1:1 ")
+    assert len(done.stderr.splitlines()) == 1
+    done = fleet(command, MIGRATION_DATABASE_URL="mysql://h/d")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("MIGRATION_DATABASE_URL ")
+
+
+def test_health_says_what_it_asked_and_what_is_not_set() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    for host, asked in (("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("127.0.0.2", "127.0.0.2")):
+        done = fleet("health", "web", HOST=host, PORT=str(port))
+        assert done.exit_code == 1
+        assert f"http://{asked}:{port}/ready" in done.stderr
+    for process in ("inference", "books"):
+        done = fleet("health", process)
+        assert done.exit_code == 2
+        assert done.stderr.startswith("REDIS_URL is not set")
+        done = fleet("health", process, REDIS_URL="redis://:hidden@127.0.0.1:1")
+        assert done.exit_code == 1
+        assert done.stderr.startswith("REDIS_URL: Valkey at 127.0.0.1:1 ")
+        assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [("health", "web"), ("migrate",), ("up",)])
+def test_a_wrong_setting_is_told_in_a_line(command: tuple[str, ...]) -> None:
+    for wrong in ({"PORT": "http"}, {"PREVIEW_GRANT_USD": "five"}, {"PREVIEW_GRANT_USD": "-1"}):
+        done = fleet(*command, **wrong)
+        assert done.exit_code == 2
+        assert next(iter(wrong)) in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_migrate_and_seed_can_be_repeated(empty_database: str) -> None:

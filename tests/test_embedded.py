@@ -76,6 +76,29 @@ def test_nothing_listens_on_the_network(servers: Servers) -> None:
         assert connections == []
 
 
+async def test_valkey_keeps_no_log_of_commands_with_their_payloads(servers: Servers) -> None:
+    """Even with everything slow and large: the log of commands has no room for one."""
+    everything = {
+        "slowlog-log-slower-than": 0,
+        "commandlog-request-larger-than": 0,
+        "commandlog-reply-larger-than": 0,
+    }
+    async with Redis.from_url(servers.redis_url) as client:
+        before = {name: (await client.config_get(name))[name] for name in everything}
+        for name, threshold in everything.items():
+            await client.config_set(name, threshold)
+        try:
+            await client.set("payload", "a prompt")
+            await client.get("payload")
+            assert await client.slowlog_len() == 0
+            for kind in ("slow", "large-request", "large-reply"):
+                assert await client.execute_command("COMMANDLOG", "LEN", kind) == 0
+        finally:
+            for name, threshold in before.items():
+                await client.config_set(name, threshold)
+            await client.delete("payload")
+
+
 def test_two_fleets_cannot_share_a_home(tmp_path: Path) -> None:
     with (
         embedded_servers(tmp_path, postgres=False, durable=False),

@@ -1,5 +1,6 @@
 """`make up`: from nothing to an answered call, found again by the next start, and gone after."""
 
+import base64
 import os
 import re
 import signal
@@ -115,6 +116,13 @@ def test_up_answers_stops_and_finds_its_data_again(tmp_path: Path, port: int) ->
         assert up.end() == 0, up.said
         assert gone(family)
 
+    other_key = base64.b64encode(os.urandom(32)).decode()
+    with running_up(home, port, AINFERA_MASTER_KEY=other_key) as up:
+        assert up.end() == 2, up.said
+        assert "AINFERA_MASTER_KEY is not the key " in up.said
+        assert "Ready" not in up.said
+        assert "processes" not in up.said
+
 
 def streamed(dev: dict[str, str]) -> list[str]:
     """What the call that the greeting shows is answered, frame by frame."""
@@ -157,7 +165,7 @@ def test_a_taken_port_is_said_before_anything_starts(tmp_path: Path) -> None:
     assert not (tmp_path / "home").exists()
 
 
-def test_a_dead_worker_is_reported_and_stops_all_on_servers_of_others(
+def test_what_dies_is_started_again_on_servers_of_others(
     tmp_path: Path, port: int, empty_database: str, redis_url: str
 ) -> None:
     home = tmp_path / "home"
@@ -171,14 +179,22 @@ def test_a_dead_worker_is_reported_and_stops_all_on_servers_of_others(
         up.until("^curl ")
         assert not (home / "postgres").exists()
         assert not (home / "valkey").exists()
-        family = up.family()
-        workers = [p for p in family if p.cmdline()[1:] == ["-m", "workers", "inference"]]
+        before = up.family()
+        workers = [p for p in before if p.cmdline()[1:] == ["-m", "workers", "inference"]]
         assert len(workers) == 2
         assert all("MIGRATION_DATABASE_URL" not in worker.environ() for worker in workers)
-        workers[0].kill()
-        assert up.end() == 1
-        assert re.search(r"inference\.[12] ended with code -9", up.said), up.said
-        assert gone(family)
+        (web,) = [p for p in before if p.cmdline()[1:] == ["-m", "ingress"]]
+        for worker in workers:
+            worker.kill()
+            up.until(r"inference\.[12] ended with code -9; starting it again in 0.5 s")
+        web.kill()
+        up.until(r"web\.1 ended with code -9; starting it again in 0.5 s")
+        up.until("web.1 .*Uvicorn running")
+        assert streamed(read_env(home / "dev.env"))[-1] == "data: [DONE]"
+        family = {*before, *up.family()}
+        up.process.send_signal(signal.SIGTERM)
+        assert up.end() == 0, up.said
+        assert gone(list(family))
 
 
 def test_a_signal_during_the_start_leaves_nothing(tmp_path: Path, port: int) -> None:

@@ -5,8 +5,9 @@ import sys
 
 import uvloop
 
-from shared.config import SettingsError, read_settings
+from shared.config import StartError, read_settings
 from shared.log import configure_logging
+from shared.preflight import check_stores, refusal
 from workers.settings import WORKERS
 
 
@@ -17,9 +18,9 @@ def main() -> int:
         return 2
     try:
         settings = read_settings()
-    except SettingsError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+        asyncio.run(check_stores(settings))
+    except StartError as error:
+        return refusal(error)
     configure_logging(kind, settings.log_level)
     asyncio.set_event_loop(uvloop.new_event_loop())
     WORKERS[kind](settings).run()

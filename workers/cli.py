@@ -4,6 +4,8 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from secrets import token_urlsafe
 from typing import Annotated, NoReturn
@@ -12,11 +14,11 @@ import httpx
 import typer
 from arq.constants import health_check_key_suffix
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 import migrations
 from shared.catalog import seed_catalog
-from shared.config import Settings
+from shared.config import SettingsError, StartError, read_settings
+from shared.preflight import check_postgres, check_valkey, refusal
 from shared.queue import BOOKS_QUEUE, INFERENCE_QUEUE
 from workers.development import new_secrets, say, up
 
@@ -41,6 +43,7 @@ def up_command() -> None:
 
     State is kept in FLEET_HOME (default .fleet), so that the next start finds it again.
     DATABASE_URL and REDIS_URL, where set, are used instead of servers of its own.
+    A process that crashes is started again, up to five times in a row.
     Ctrl-C or SIGTERM stops all of it, in order; a second one stops it at once.
 
     Example: PORT=8081 INFERENCE_WORKERS=2 fleet up
@@ -80,7 +83,8 @@ def migrate(
     Example: MIGRATION_DATABASE_URL=postgresql://owner@db/ainfera fleet migrate
     """
     change = migrations.downgrade if down else migrations.upgrade
-    change(owner_url(), revision)
+    with told():
+        change(owner_url(), revision)
     say(f"The schema is at {revision}.")
 
 
@@ -90,7 +94,8 @@ def seed() -> None:
 
     Uses MIGRATION_DATABASE_URL, else DATABASE_URL.
     """
-    catalog = asyncio.run(seed_catalog(owner_url()))
+    with told():
+        catalog = asyncio.run(seed_catalog(owner_url()))
     say(f"The catalogue has {len(catalog.candidates)} models.")
 
 
@@ -123,17 +128,14 @@ def health(
 
     Example: fleet health inference
     """
-    settings = Settings()
-    if process is Process.WEB:
-        try:
-            well = httpx.get(f"http://127.0.0.1:{settings.port}/ready").is_success
-        except httpx.TransportError:
-            well = False
-    else:
-        queue = {Process.INFERENCE: INFERENCE_QUEUE, Process.BOOKS: BOOKS_QUEUE}[process]
-        well = asyncio.run(spoke_lately(settings.redis_url, queue))
-    if not well:
-        fail(f"{process} is not well.")
+    with told():
+        settings = read_settings()
+        if process is Process.WEB:
+            ask_ready(f"{settings.local_url}/ready")
+        else:
+            queue = {Process.INFERENCE: INFERENCE_QUEUE, Process.BOOKS: BOOKS_QUEUE}[process]
+            if not asyncio.run(spoke_lately(settings.redis_url, queue)):
+                fail(f"{process} is not well: no such worker has lately said that it is there.")
 
 
 @main.command()
@@ -162,22 +164,49 @@ def signup(
     say(json.dumps(answer.json(), indent=2))
 
 
+def ask_ready(url: str) -> None:
+    """Returns if the ingress at the address can take calls; exits with what it said if not."""
+    try:
+        answer = httpx.get(url, trust_env=False)
+    except httpx.TransportError as error:
+        fail(f"web is not well: {url} was asked: {error}")
+    if not answer.is_success:
+        fail(f"web is not well: {url} answered {answer.status_code} {answer.text}")
+
+
 async def spoke_lately(redis_url: str, queue: str) -> bool:
-    """Whether some worker of the queue renewed its sign of life, which expires by itself."""
+    """Whether some worker of the queue renewed its sign of life, which expires by itself.
+
+    Raises `SettingsError` or `Unreachable`.
+    """
+    await check_valkey(redis_url)
     async with Redis.from_url(redis_url) as client:
-        try:
-            return bool(await client.exists(queue + health_check_key_suffix))
-        except RedisError:
-            return False
+        return bool(await client.exists(queue + health_check_key_suffix))
 
 
 def owner_url() -> str:
-    """The database as the role that owns its schema; exits with an explanation if none is set."""
-    settings = Settings()
+    """The database as the role that owns its schema, which answers.
+
+    Raises `SettingsError` or `Unreachable`.
+    """
+    settings = read_settings()
     url = settings.migration_database_url or settings.database_url
     if not url:
-        fail("Set MIGRATION_DATABASE_URL or DATABASE_URL. (`fleet up` sees to its own database.)")
+        raise SettingsError(
+            "Set MIGRATION_DATABASE_URL or DATABASE_URL. (`fleet up` sees to its own database.)"
+        )
+    name = "MIGRATION_DATABASE_URL" if settings.migration_database_url else "DATABASE_URL"
+    asyncio.run(check_postgres(name, url))
     return url
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """What keeps a command from its work is told in a line; the exit code is the error's."""
+    try:
+        yield
+    except StartError as error:
+        raise typer.Exit(refusal(error)) from None
 
 
 def fail(message: str) -> NoReturn:

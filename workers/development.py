@@ -13,36 +13,37 @@ import ipaddress
 import json
 import os
 import secrets
-import socket
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
-import psutil
 
 import migrations
 from shared.catalog import seed_catalog
 from shared.config import (
     VERSION,
+    ProviderConfig,
     Settings,
-    SettingsError,
+    StartError,
+    active_providers,
     provider_configs,
     read_settings,
     simulating,
 )
 from shared.embedded import Servers, embedded_servers
-from shared.processes import ServerError
+from shared.listening import refuse_address
+from shared.master_key import check_master_key
+from shared.preflight import check_postgres, check_valkey, refusal
 from workers.procfile import (
-    Running,
     Stopped,
     StopSignals,
-    first_exit,
     read_procfile,
     start_processes,
     stop_processes,
 )
+from workers.supervisor import Supervisor
 
 ROOT = Path(__file__).resolve().parent.parent
 STOP_ORDER = ("web", "inference", "books")
@@ -52,7 +53,7 @@ _POLL_S = 0.1
 _TOPUP_USD = "100.00"
 
 
-class UpError(RuntimeError):
+class UpError(StartError):
     """A start that failed; the message says what to do about it."""
 
 
@@ -62,9 +63,8 @@ def up() -> int:
     try:
         with StopSignals() as signals:
             return _up(signals)
-    except (UpError, ServerError, SettingsError) as error:
-        sys.stderr.write(f"\n{error}\n")
-        return 1
+    except StartError as error:
+        return refusal(error)
     except Stopped:
         say("Stopped.")
         return 0
@@ -73,8 +73,9 @@ def up() -> int:
 def _up(signals: StopSignals) -> int:
     settings = read_settings()
     home = settings.fleet_home.resolve()
-    refuse_taken_port(settings.host, settings.port)
+    refuse_address(settings.host, settings.port)
     step("servers", "starting Postgres and Valkey" if _embeds(settings) else "yours")
+    asyncio.run(check_given_servers(settings))
     with embedded_servers(
         home, postgres=not settings.database_url, valkey=not settings.redis_url
     ) as servers:
@@ -84,6 +85,9 @@ def _up(signals: StopSignals) -> int:
         catalog = asyncio.run(seed_catalog(owner_url))
         step("catalogue", f"{len(catalog.candidates)} models")
         environment = process_environment(settings, home, servers)
+        asyncio.run(
+            check_master_key(environment["DATABASE_URL"], environment["AINFERA_MASTER_KEY"])
+        )
         code = asyncio.run(_run(settings, environment, home, servers, signals))
         step("servers", "stopping")
     say("Stopped.")
@@ -97,26 +101,17 @@ def _embeds(settings: Settings) -> bool:
 # -- before anything runs ---------------------------------------------------------------------
 
 
-def refuse_taken_port(host: str, port: int) -> None:
-    """Raises UpError, with who holds the port where the system tells, before anything is slow."""
-    try:
-        socket.create_server((host, port)).close()
-    except OSError as error:
-        raise UpError(
-            f"Cannot listen on {host}:{port}: {error.strerror}{_holder(port)}.\n"
-            f"Stop what listens there, or choose another port: PORT={port + 1} make up"
-        ) from None
+async def check_given_servers(settings: Settings) -> None:
+    """Raises `SettingsError` or `Unreachable` for servers of others that were named and are away.
 
-
-def _holder(port: int) -> str:
-    """Who listens on the port; systems that tell only root leave the sentence as it is."""
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if connection.laddr and connection.laddr[1] == port and connection.pid:
-                return f" (process {connection.pid}, {psutil.Process(connection.pid).name()})"
-    except psutil.Error:
-        return ""
-    return ""
+    There need not be a schema yet.
+    """
+    if settings.migration_database_url:
+        await check_postgres("MIGRATION_DATABASE_URL", settings.migration_database_url)
+    elif settings.database_url:
+        await check_postgres("DATABASE_URL", settings.database_url)
+    if settings.redis_url:
+        await check_valkey(settings.redis_url)
 
 
 def process_environment(settings: Settings, home: Path, servers: Servers) -> dict[str, str]:
@@ -197,21 +192,23 @@ async def _run(
     counts = {"inference": settings.inference_workers}
     step("processes", f"web, {settings.inference_workers} inference, books")
     running = await start_processes(read_procfile(ROOT / "Procfile"), counts, environment, ROOT)
-    ends = {
-        asyncio.create_task(asked.wait()): "asked",
-        asyncio.create_task(_greet(settings, environment, home)): "greeting",
-        asyncio.create_task(_first_end(running, servers)): "ended",
-    }
+    stop = asyncio.create_task(asked.wait())
+    ends = [
+        stop,
+        asyncio.create_task(_greet(settings, environment, home)),
+        asyncio.create_task(Supervisor(running, say).watch()),
+        asyncio.create_task(_watch_servers(servers)),
+    ]
     try:
         done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            if task.exception() is None and ends[task] == "asked":
-                return 0
-            raise UpError(str(task.exception() or task.result()))
+        for task in done - {stop}:
+            await task  # none of them ends but by an error
         return 0
     finally:
         for task in ends:
             task.cancel()
+        # nothing is started any more once these have ended
+        await asyncio.gather(*ends, return_exceptions=True)
         step("processes", "stopping: ingress, workers, books (again to stop at once)")
         stopping = asyncio.create_task(
             stop_processes(running, STOP_ORDER, settings.drain_grace_s + 5)
@@ -220,30 +217,31 @@ async def _run(
         await asyncio.wait([stopping])
 
 
-async def _first_end(running: list[Running], servers: Servers) -> str:
-    """Wait until something ends by itself; says what."""
-    exit_task = asyncio.create_task(first_exit(running))
-    while not exit_task.done():
+async def _watch_servers(servers: Servers) -> None:
+    """Raises `UpError` when one ends: it was killed, or its disk is full, and its log says more.
+
+    They are not started again here. What they keep is the record, and a person should look first.
+    """
+    while True:
         for server in servers.running.values():
             if not server.running:
-                exit_task.cancel()
-                return (
+                raise UpError(
                     f"{server.name} ended with code {server.process.returncode}; "
                     f"its log is {server.log}."
                 )
-        await asyncio.wait([exit_task], timeout=5 * _POLL_S)
-    ended = exit_task.result()
-    return f"{ended.name} ended with code {ended.process.returncode}; its last lines are above."
+        await asyncio.sleep(5 * _POLL_S)
 
 
 async def _greet(settings: Settings, environment: Mapping[str, str], home: Path) -> None:
     """Wait until the ingress is ready, see to the development agent, say how to call; then idle."""
-    host = settings.host if settings.host not in ("0.0.0.0", "::") else "127.0.0.1"
-    url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    url = settings.local_url
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as client:
         await _ready(client)
-        key = await _agent_key(client, environment, home / "dev.env")
-    for line in greeting(settings, url, key, home):
+        try:
+            key = await development_key(client, environment, home / "dev.env")
+        except httpx.TransportError as error:
+            raise UpError(f"The ingress at {url} did not answer a signup: {error!r}") from None
+    for line in greeting(settings, provider_configs(), url, key, home):
         say(line)
     await asyncio.Event().wait()
 
@@ -264,35 +262,47 @@ async def _ready(client: httpx.AsyncClient) -> None:
     raise UpError(f"The ingress was not ready within {_READY_TIMEOUT_S:.0f} s: {said}")
 
 
-async def _agent_key(
+async def development_key(
     client: httpx.AsyncClient, environment: Mapping[str, str], path: Path
 ) -> str | None:
-    """The last start's key if it still opens, else a new agent's; None if signup is refused."""
+    """The last start's key if it still opens, else a new agent's; None where signup is closed.
+
+    Raises `UpError` if the agent cannot be had: a fleet that cannot sign one up is not ready.
+    """
     kept = read_env(path)
     if kept.get("AINFERA_API_KEY") and await _opens(client, kept):
         write_env(path, {**kept, "AINFERA_BASE_URL": str(client.base_url)})
         return kept["AINFERA_API_KEY"]
+    if environment.get("SIGNUP_MODE") == "closed":
+        say("No development agent: SIGNUP_MODE is closed.")
+        return None
     handle = f"development-{secrets.token_hex(3)}"
     answer = await client.post(
         "/v1/agents/signup",
         json={"agent_handle": handle, "owner_handle": "developer"},
         headers={"X-Ainfera-Internal-Key": environment["AINFERA_INTERNAL_KEY"]},
     )
-    if answer.status_code >= 400:
-        say(f"No development agent: signup answered {answer.status_code} {answer.text}")
-        return None
+    if answer.is_error:
+        raise UpError(
+            f"There is no development agent: signup answered {answer.status_code} {answer.text}"
+        )
     agent: dict[str, str] = answer.json()
     values = {
         "AINFERA_BASE_URL": str(client.base_url),
         "AINFERA_API_KEY": agent["api_key"],
         "AINFERA_AGENT_ID": agent["agent_id"],
     }
-    write_env(path, values)
-    await client.post(
+    topup = await client.post(
         "/v1/wallets/topup",
         json={"agent_id": agent["agent_id"], "amount_usd": _TOPUP_USD},
         headers=_bearer(values),
     )
+    # where self top-up is off, the preview grant has to do
+    if topup.is_error and topup.status_code != httpx.codes.FORBIDDEN:
+        raise UpError(
+            f"The development agent has no money: top-up answered {topup.status_code} {topup.text}"
+        )
+    write_env(path, values)
     return values["AINFERA_API_KEY"]
 
 
@@ -308,17 +318,19 @@ def _bearer(values: Mapping[str, str]) -> dict[str, str]:
 # -- what is said -----------------------------------------------------------------------------
 
 
-def greeting(settings: Settings, url: str, key: str | None, home: Path) -> list[str]:
+def greeting(
+    settings: Settings,
+    providers: Mapping[str, ProviderConfig],
+    url: str,
+    key: str | None,
+    home: Path,
+) -> list[str]:
     """The last lines of a start: address, key, and a call to paste."""
     lines = ["", f"Ready at {url}", ""]
     if _loopback(settings.host):
         lines += ["  For development, on this machine only: anyone who reaches it may sign up and"]
         lines += ["  top up. On another HOST, SIGNUP_MODE is `internal` and top-up is off."]
-    if simulating(settings, provider_configs()):
-        lines += [
-            "  No provider key is set (ANTHROPIC_API_KEY, OPENAI_API_KEY, …): every answer is"
-        ]
-        lines += ["  simulated, and says so."]
+    lines += about_providers(settings, providers)
     if key is None:
         return [*lines, ""]
     body = {
@@ -335,6 +347,24 @@ def greeting(settings: Settings, url: str, key: str | None, home: Path) -> list[
         f"curl -N {url}/v1/chat/completions -H 'Authorization: Bearer {key}' \\",
         f"  -H 'Content-Type: application/json' -d '{json.dumps(body)}'",
         "",
+    ]
+
+
+def about_providers(settings: Settings, providers: Mapping[str, ProviderConfig]) -> list[str]:
+    """Who answers, where that is not simply the providers that were configured."""
+    if not active_providers(settings, providers, ()) and not simulating(settings, providers):
+        return [
+            "  WARNING: No call can be answered. SIMULATE is off and no provider is configured:",
+            "  every call is refused with 422 no_candidate_enrolled or model_unavailable. Set a",
+            "  key (ANTHROPIC_API_KEY, OPENAI_API_KEY, …), or leave SIMULATE at auto.",
+        ]
+    if not simulating(settings, providers):
+        return []
+    if any(provider.configured for provider in providers.values()):
+        return ["  SIMULATE is on: a simulation stands in for each provider without a key."]
+    return [
+        "  No provider key is set (ANTHROPIC_API_KEY, OPENAI_API_KEY, …): every answer is",
+        "  simulated, and says so.",
     ]
 
 

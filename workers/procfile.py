@@ -1,4 +1,4 @@
-"""The Procfile's processes under one roof: started together, watched, stopped in order.
+"""The Procfile's processes under one roof: started together, stopped in order.
 
 honcho reads the file; the running is ours, because honcho stops everything at once and after
 five seconds by force, while an answer that is being streamed needs its worker for longer.
@@ -10,9 +10,10 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,12 +28,16 @@ _COLOURS = itertools.cycle((36, 33, 32, 35, 34, 31))
 
 @dataclass(slots=True)
 class Running:
-    """One process and the task that copies its lines to ours; `exited` ends with its code."""
+    """One process and the task that copies its lines to ours; `exited` ends with its code.
+
+    `again` starts another one in its place.
+    """
 
     name: str
     process: asyncio.subprocess.Process
     copying: asyncio.Task[None]
     exited: asyncio.Task[int]
+    again: Callable[[], Awaitable["Running"]]
 
     def signal(self, sig: signal.Signals) -> None:
         with suppress(ProcessLookupError):
@@ -56,7 +61,8 @@ async def start_processes(
     started: list[Running] = []
     try:
         for entry in expanded:
-            started.append(await _start(entry.name, entry.cmd, width, environment, folder))
+            prefix = _prefix(entry.name, width)
+            started.append(await _start(entry.name, entry.cmd, prefix, environment, folder))
     except BaseException:
         await stop_processes(started, [], 0)
         raise
@@ -64,7 +70,7 @@ async def start_processes(
 
 
 async def _start(
-    name: str, command: str, width: int, environment: Mapping[str, str], folder: Path
+    name: str, command: str, prefix: bytes, environment: Mapping[str, str], folder: Path
 ) -> Running:
     process = await asyncio.create_subprocess_exec(
         *leashed("TERM"),
@@ -80,8 +86,9 @@ async def _start(
     return Running(
         name,
         process,
-        asyncio.create_task(_copy(process.stdout, _prefix(name, width))),
+        asyncio.create_task(_copy(process.stdout, prefix)),
         asyncio.create_task(process.wait()),
+        partial(_start, name, command, prefix, environment, folder),
     )
 
 
@@ -108,14 +115,6 @@ def _write(text: bytes) -> None:
     with suppress(BrokenPipeError):
         sys.stdout.buffer.write(text)
         sys.stdout.buffer.flush()
-
-
-async def first_exit(running: Sequence[Running]) -> Running:
-    """The first process to end."""
-    done, _ = await asyncio.wait(
-        [entry.exited for entry in running], return_when=asyncio.FIRST_COMPLETED
-    )
-    return next(entry for entry in running if entry.exited in done)
 
 
 async def stop_processes(running: Sequence[Running], order: Sequence[str], grace_s: float) -> None:

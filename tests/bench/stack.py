@@ -28,6 +28,8 @@ PROVIDER_KEY = "sk-a-key-that-opens-nothing"
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 15.0
 _POLL_S = 0.05
+# one for the run: a database keeps to the key that it was first used with
+_MASTER_KEY = base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 class StackError(RuntimeError):
@@ -171,7 +173,7 @@ async def running_stack(
 
 def _secrets() -> dict[str, str]:
     return {
-        "AINFERA_MASTER_KEY": base64.b64encode(secrets.token_bytes(32)).decode(),
+        "AINFERA_MASTER_KEY": _MASTER_KEY,
         "AINFERA_INTERNAL_KEY": secrets.token_urlsafe(32),
     }
 

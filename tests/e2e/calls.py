@@ -103,6 +103,13 @@ def frames_of(stream: bytes) -> Iterator[tuple[str | None, dict[str, Any]]]:
             yield name, orjson.loads(data)
 
 
+def models_told(answer: Answer) -> set[str]:
+    """What an answer calls its model, wherever its dialect says it."""
+    told = [answer.body] if not answer.frames else [data for _, data in answer.frames]
+    told += [data["message"] for data in told if isinstance(data.get("message"), dict)]
+    return {said[name] for said in told for name in ("model", "model_used") if name in said}
+
+
 def _text_of(body: dict[str, Any]) -> str:
     content = body.get("content")
     if isinstance(content, str):

@@ -29,6 +29,8 @@ COMMANDS = {
 }
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
+# one for the run: a database keeps to the key that it was first used with
+MASTER_KEY = secrets.token_urlsafe(32)
 
 
 @dataclass(slots=True)
@@ -75,7 +77,7 @@ def environment(
         "PORT": str(port),
         "SIGNUP_MODE": "open",
         "SELF_TOPUP": "true",
-        "AINFERA_MASTER_KEY": secrets.token_urlsafe(32),
+        "AINFERA_MASTER_KEY": MASTER_KEY,
         "AINFERA_INTERNAL_KEY": secrets.token_urlsafe(32),
         "MAX_BODY_BYTES": str(1024 * 1024),
         "DRAIN_GRACE_SECONDS": "5",

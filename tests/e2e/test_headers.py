@@ -5,7 +5,7 @@ from typing import Any
 import ainfera
 import pytest
 
-from tests.e2e.calls import EVERY_DIALECT, STREAMED_OR_NOT, call
+from tests.e2e.calls import EVERY_DIALECT, STREAMED_OR_NOT, call, models_told
 from tests.e2e.stack import Stack
 from tests.e2e.test_books import get
 from tests.e2e.upstream import Say, Upstream
@@ -52,6 +52,27 @@ def test_an_answer_says_which_call_it_was(
                 "openai": "[DONE]",
             }[dialect]
         )
+
+
+@EVERY_DIALECT
+@STREAMED_OR_NOT
+def test_a_model_named_by_slug_is_told_by_the_vendors_id(
+    stack: Stack,
+    agent: ainfera.SignupResult,
+    upstream: Upstream,
+    witness: Witness,
+    dialect: str,
+    stream: bool,
+) -> None:
+    """The provider is asked for that id; header, body and receipt all have it."""
+    word = upstream.will(Say(texts=("ok",)))
+    answer = call(stack, agent.api_key, dialect, word, model="gpt-5-5", stream=stream)
+    assert answer.status == 200
+    assert upstream.asked(word).body["model"] == "gpt-5.5"
+    assert answer.headers["x-ainfera-model"] == "gpt-5.5"
+    assert models_told(answer) == {"gpt-5.5"}
+    (receipt,) = witness.receipts(answer.inference_id)
+    assert (receipt["model_used"], receipt["model_slug"]) == ("gpt-5.5", "gpt-5-5")
 
 
 @EVERY_DIALECT

@@ -9,7 +9,7 @@ import anthropic
 import openai
 import pytest
 
-from tests.e2e.calls import EVERY_DIALECT, STREAMED_OR_NOT, call
+from tests.e2e.calls import EVERY_DIALECT, STREAMED_OR_NOT, call, models_told
 from tests.e2e.stack import Stack
 from tests.e2e.test_anthropic_sdk import WEATHER, asking
 from tests.e2e.test_openai_sdk import WEATHER as OPENAI_WEATHER
@@ -63,6 +63,9 @@ def test_every_catalogued_model_answers(
     assert '"simulated":true' in answer.content.decode().replace(" ", "")
     (receipt,) = simulated_witness.receipts(answer.inference_id)
     assert receipt["simulated"] is True
+    vendor_ids = {row["id"] for row in simulated_stack.request("GET", "/v1/models").json()}
+    assert models_told(answer) == {receipt["model_used"]} <= vendor_ids
+    assert answer.headers["x-ainfera-model"] == receipt["model_used"]
     assert receipt["cost_usd"] > 0
 
 

@@ -1,5 +1,6 @@
 """Signup, registration, cards and spend policies."""
 
+import asyncio
 from decimal import Decimal
 from typing import Any
 
@@ -171,6 +172,43 @@ async def test_register_adds_an_agent_with_an_empty_wallet(
     assert Decimal(wallet["balance_usd"]) == 0
     verified = (await client.get(f"/v1/audit/{agent['id']}/verify")).json()
     assert (verified["event_count"], verified["valid"]) == (1, True)
+
+
+async def test_a_handle_of_an_owner_is_given_once(
+    client: httpx.AsyncClient, sign_up: SignUp, owner_url: str
+) -> None:
+    first = await sign_up(agent_handle="luthien", owner_handle="menegroth")
+    wish = {"agent_handle": "luthien", "owner_handle": "menegroth"}
+    refused = await client.post("/v1/agents/signup", json=wish)
+    assert refused.status_code == 409
+    body = refused.json()
+    assert body["code"] == "handle_taken"
+    assert "ainfera.ai/menegroth/luthien" in body["message"]
+    assert "agent_handle" in body["message"]
+    connection = await asyncpg.connect(owner_url)
+    left = await connection.fetchval(
+        "SELECT count(*) FROM tenants WHERE owner_handle = 'menegroth'"
+    )
+    await connection.close()
+    assert left == 1  # nothing is left of the one that was refused
+
+    body = {"tenant_id": first["tenant_id"], "name": "Luthien"}
+    refused = await client.post("/v1/agents/register", json=body, headers=first["auth"])
+    assert (refused.status_code, refused.json()["code"]) == (409, "handle_taken")
+    assert "name" in refused.json()["message"]
+    again = await sign_up(agent_handle="beren", owner_handle="menegroth")
+    assert again["canonical_uri"] == "ainfera.ai/menegroth/beren"
+
+
+async def test_of_two_at_once_one_gets_the_handle(client: httpx.AsyncClient) -> None:
+    wish = {"agent_handle": "silmaril", "owner_handle": "feanor"}
+    answers = await asyncio.gather(*(client.post("/v1/agents/signup", json=wish) for _ in range(4)))
+    assert sorted(answer.status_code for answer in answers) == [200, 409, 409, 409]
+
+
+async def test_without_an_owner_a_handle_is_never_taken(sign_up: SignUp) -> None:
+    uris = [(await sign_up(agent_handle="same"))["canonical_uri"] for _ in range(3)]
+    assert len(set(uris)) == 3
 
 
 async def test_agents_of_others_and_unknown_ones_look_the_same(

@@ -38,6 +38,16 @@ async def test_health_and_readiness(client: httpx.AsyncClient) -> None:
     assert (ready.status_code, ready.json()) == (200, {"status": "ok"})
 
 
+@pytest.mark.parametrize("simulate", ["off", "auto"])
+async def test_without_any_provider_it_is_ready_and_the_log_says_what_is_missing(
+    open_app: OpenApp, caplog: pytest.LogCaptureFixture, simulate: str
+) -> None:
+    async with open_app(simulate=simulate) as (client, _):
+        assert (await client.get("/ready")).status_code == 200
+    warned = [record for record in caplog.records if record.getMessage() == "no_provider"]
+    assert [record.levelname for record in warned] == (["WARNING"] if simulate == "off" else [])
+
+
 class Untouchable:
     """A store that must not be asked."""
 

@@ -32,7 +32,7 @@ async def new_agent(
     await db.execute(
         """INSERT INTO agents (id, tenant_id, name, canonical_uri, did_web, public_key_pem,
                                private_key_sealed, per_call_cap_usd, daily_cap_usd)
-           VALUES ($1, $2, 'an agent', '', '', '', '', $3, $4)""",
+           VALUES ($1::uuid, $2, 'an agent', $1::text, '', '', '', $3, $4)""",
         agent,
         tenant,
         per_call and Decimal(per_call),

@@ -67,6 +67,54 @@ async def test_up_and_down_and_up_again_from_empty(empty_database: str) -> None:
     assert await things(empty_database) == first
 
 
+PLANTED = (
+    # (owner/handle before, suffix after), oldest first
+    ("a/x", ""),
+    ("a/x", "-3"),
+    ("a/x-2", ""),
+    ("a/x", "-4"),
+    ("a/x-2", "-2"),
+    ("b/x", ""),
+    ("a/x", "-5"),
+)
+
+
+async def test_handles_that_collided_before_they_were_unique_get_a_suffix(
+    empty_database: str,
+) -> None:
+    await asyncio.to_thread(migrations.upgrade, empty_database, "0001")
+    connection = await connect(empty_database, None, "test")
+    try:
+        for place, (name, _) in enumerate(PLANTED):
+            agent = await new_agent(connection, funds="0")
+            await connection.execute(
+                """UPDATE agents SET canonical_uri = $2, did_web = $3,
+                          created_at = now() + $4 * interval '1 second' WHERE id = $1::uuid""",
+                agent.agent_id,
+                f"ainfera.ai/{name}",
+                f"did:web:ainfera.ai:{name.replace('/', ':')}",
+                place,
+            )
+        await asyncio.to_thread(migrations.upgrade, empty_database)
+        query = "SELECT canonical_uri, did_web FROM agents ORDER BY created_at"
+        after = [tuple(row) for row in await connection.fetch(query)]
+        assert after == [
+            (
+                f"ainfera.ai/{name}{suffix}",
+                f"did:web:ainfera.ai:{name.replace('/', ':')}{suffix}",
+            )
+            for name, suffix in PLANTED
+        ]
+        with pytest.raises(asyncpg.UniqueViolationError):
+            await connection.execute("UPDATE agents SET canonical_uri = 'ainfera.ai/b/x'")
+        # who was given a suffix keeps it: its card and its owner know it by that name
+        await asyncio.to_thread(migrations.downgrade, empty_database, "0001")
+        assert [tuple(row) for row in await connection.fetch(query)] == after
+        await connection.execute("UPDATE agents SET canonical_uri = 'ainfera.ai/b/x'")
+    finally:
+        await connection.close()
+
+
 async def test_two_processes_migrate_one_after_the_other(empty_database: str) -> None:
     """Both are made to wait for the lock first, so that they start at the very same moment."""
     command = (sys.executable, "-m", "migrations", "upgrade", "head")

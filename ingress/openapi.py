@@ -1,0 +1,184 @@
+"""What /openapi.json says beyond what the framework reads from the code.
+
+Inference calls take a bare request and give a bare response, for speed, so their bodies, answers
+and errors are described here. The document is about shapes; what is checked is in `shared/domain`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.models import APIKey, APIKeyIn, HTTPBearer
+from fastapi.security.base import SecurityBase
+
+from ingress import openapi_schemas as schemas
+from shared.domain.dialects import DIALECTS
+from shared.domain.inference import Dialect
+from shared.errors import (
+    AinferaError,
+    DeadlineExceeded,
+    Draining,
+    Forbidden,
+    HandleTaken,
+    InsufficientFunds,
+    InternalError,
+    InvalidApiKey,
+    InvalidBody,
+    KillswitchEngaged,
+    ModelUnavailable,
+    NoCandidateClearsFloor,
+    NoCandidateEnrolled,
+    NotFound,
+    Overloaded,
+    ProviderError,
+    RateLimited,
+    RequestTooLarge,
+    SpendPolicyExceeded,
+    ToolsNotSupported,
+)
+
+# what an inference call can be answered instead
+CALL_ERRORS: tuple[type[AinferaError], ...] = (
+    InvalidBody,
+    InvalidApiKey,
+    InsufficientFunds,
+    Forbidden,
+    SpendPolicyExceeded,
+    NotFound,
+    RequestTooLarge,
+    ModelUnavailable,
+    NoCandidateClearsFloor,
+    NoCandidateEnrolled,
+    ToolsNotSupported,
+    RateLimited,
+    InternalError,
+    ProviderError,
+    Overloaded,
+    Draining,
+    KillswitchEngaged,
+    DeadlineExceeded,
+)
+_COUNT_ERRORS = (InvalidBody, InvalidApiKey, NotFound, RequestTooLarge, InternalError, Overloaded)
+
+Extra = dict[str, Any]
+
+KEY_NEEDED: Extra = {"security": [{"bearer": []}, {"apiKey": []}]}
+KEY_OPTIONAL: Extra = {"security": [{}, *KEY_NEEDED["security"]]}
+INTERNAL_OR_OWN_KEY: Extra = {"security": [*KEY_NEEDED["security"], {"internalKey": []}]}
+INTERNAL_KEY_OPTIONAL: Extra = {"security": [{}, {"internalKey": []}]}
+
+_KEY_FORM = "A key of Ainfera, `ainfera_…`"
+_INTERNAL_KEY = {"type": "apiKey", "in": "header", "name": "X-Ainfera-Internal-Key"}
+
+
+class _Scheme(SecurityBase):
+    """A way to show a key, for the document alone: `ingress/auth.py` reads the headers itself."""
+
+    def __init__(self, name: str, model: HTTPBearer | APIKey) -> None:
+        self.scheme_name, self.model = name, model
+
+    async def __call__(self) -> None:
+        return None
+
+
+BEARER = _Scheme("bearer", HTTPBearer(description=f"{_KEY_FORM}."))
+API_KEY = _Scheme(
+    "apiKey",
+    APIKey.model_validate(
+        {"in": APIKeyIn.header, "name": "x-api-key", "description": f"{_KEY_FORM}, as well."}
+    ),
+)
+
+
+def call(dialect: Dialect, example: Mapping[str, Any]) -> dict[str, Any]:
+    """`openapi_extra` of an inference route; `example` is the least that a body can be."""
+    request, result, stream = schemas.OF_DIALECT[dialect]
+    routed = {**example, "model": "ainfera-inference", "stream": True}
+    return {
+        **KEY_NEEDED,
+        "parameters": schemas.CALL_PARAMETERS,
+        "requestBody": _body(
+            request, {"pinned": {"value": example}, "routed, streamed": {"value": routed}}
+        ),
+        "responses": {
+            "200": {
+                "description": "The answer; with `stream` as server-sent events, each forwarded "
+                "when it comes. What goes wrong after the first one is an event of the stream.",
+                "headers": schemas.ANSWER_HEADERS,
+                "content": {
+                    "application/json": {"schema": schemas.ref(result)},
+                    "text/event-stream": {"schema": {"type": "string", "description": stream}},
+                },
+            },
+            **failures(CALL_ERRORS, dialect),
+        },
+    }
+
+
+def count(example: Mapping[str, Any]) -> dict[str, Any]:
+    """`openapi_extra` of the route that counts tokens."""
+    counted = {"application/json": {"schema": schemas.ref("TokenCount")}}
+    return {
+        **KEY_NEEDED,
+        "requestBody": _body("MessagesRequest", {"message": {"value": example}}),
+        "responses": {
+            "200": {"description": "The estimate that decisions use.", "content": counted},
+            **failures(_COUNT_ERRORS, Dialect.ANTHROPIC),
+        },
+    }
+
+
+def _body(schema: str, examples: Mapping[str, Any]) -> dict[str, Any]:
+    content = {"schema": schemas.ref(schema), "examples": examples}
+    return {"required": True, "content": {"application/json": content}}
+
+
+def failures(errors: tuple[type[AinferaError], ...], dialect: Dialect) -> dict[str, Any]:
+    """Responses by status, as the dialect has them; each names the codes that come with it."""
+    codes: dict[int, list[str]] = {}
+    for error in errors:
+        status = DIALECTS[dialect].http_status(error("").failure())
+        codes.setdefault(status, []).append(f"`{error.code}`")
+    return {
+        str(status): _failure(" or ".join(found), schemas.ERROR_OF_DIALECT[dialect])
+        for status, found in sorted(codes.items())
+    }
+
+
+def _failure(description: str, schema: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": schemas.ref(schema)}}
+    return {"description": description, "content": content}
+
+
+HANDLE_TAKEN: Extra = {"responses": failures((HandleTaken,), Dialect.NATIVE)}
+SIGNUP: Extra = {**INTERNAL_KEY_OPTIONAL, **HANDLE_TAKEN}
+
+
+def describe(app: FastAPI) -> None:
+    """Have the app's document completed when it is first asked for; it is kept then."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            _complete(generate())
+        return generate()
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _complete(document: dict[str, Any]) -> None:
+    """Add our components; say of every operation how it refuses what it cannot read or admit."""
+    components = document["components"]
+    for unused in ("HTTPValidationError", "ValidationError"):
+        components["schemas"].pop(unused, None)
+    components["schemas"] |= schemas.COMPONENTS
+    components["securitySchemes"]["internalKey"] = _INTERNAL_KEY
+    native = schemas.ERROR_OF_DIALECT[Dialect.NATIVE]
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            responses = operation["responses"]
+            if "HTTPValidationError" in str(responses.get("422")):
+                del responses["422"]
+                responses["400"] = _failure("`invalid_request`, names the field", native)
+            if {} not in operation.get("security", [{}]):
+                responses.setdefault("401", _failure("`invalid_api_key`", native))

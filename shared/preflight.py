@@ -1,0 +1,116 @@
+"""What must be right before a process starts: its servers are named, and they answer.
+
+A server that goes away later is waited for. One that is away at the start is more often a wrong
+setting than an outage, so the process says which one in a line and ends; whoever supervises it
+starts it again.
+"""
+
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from shared.config import Settings, SettingsError, StartError
+from shared.db import APP_ROLE, Connection, connect
+from shared.queue import redis_settings
+
+EXAMPLES = {
+    "DATABASE_URL": "postgresql://ainfera_app:…@host:5432/ainfera",
+    "MIGRATION_DATABASE_URL": "postgresql://ainfera_owner:…@host:5432/ainfera",
+    "REDIS_URL": "redis://:…@host:6379/0",
+}
+_PATIENCE_S = 10.0
+
+
+class Unreachable(StartError):
+    """A server that does not answer or does not let us in; names the setting, no password."""
+
+
+def refusal(error: StartError) -> int:
+    """Tell on standard error why a process does not start; the exit code."""
+    sys.stderr.write(f"{error}\n")
+    return error.exit_code
+
+
+async def check_stores(settings: Settings) -> None:
+    """Raises `SettingsError` or `Unreachable` unless Postgres, with a schema, and Valkey answer."""
+    if not settings.database_url:
+        raise not_set("DATABASE_URL")
+    if not settings.redis_url:
+        raise not_set("REDIS_URL")
+    await check_postgres("DATABASE_URL", settings.database_url, APP_ROLE)
+    await check_valkey(settings.redis_url)
+
+
+async def check_postgres(name: str, url: str, role: str | None = None) -> None:
+    """Raises `SettingsError` or `Unreachable`, which name the setting `name`.
+
+    With the application's role there must be a schema as well.
+    """
+    async with postgres(name, url, role) as connection:
+        query = "SELECT 1" if role is None else "SELECT version_num FROM alembic_version"
+        await connection.fetchval(query)
+
+
+@asynccontextmanager
+async def postgres(name: str, url: str, role: str | None) -> AsyncIterator[Connection]:
+    """A connection for a look before the start. Raises as `check_postgres` does."""
+    try:
+        connection = await connect(url, role, "ainfera-start")
+    except ValueError:
+        # the error's own words may repeat the password
+        raise _not_understood(name, url) from None
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise Unreachable(_away(name, "Postgres", url, error)) from None
+    try:
+        yield connection
+    except asyncpg.UndefinedTableError:
+        raise Unreachable(
+            f"{name}: the database at {_place(url)} lacks tables that this version needs. "
+            "Run `fleet migrate`, then `fleet seed`."
+        ) from None
+    finally:
+        await connection.close()
+
+
+async def check_valkey(url: str) -> None:
+    """Raises `SettingsError` or `Unreachable`, which name REDIS_URL."""
+    try:
+        redis_settings(url)
+        client = Redis.from_url(url, socket_connect_timeout=_PATIENCE_S, socket_timeout=_PATIENCE_S)
+    except (ValueError, RuntimeError):
+        raise _not_understood("REDIS_URL", url) from None
+    try:
+        async with client:
+            await client.ping()
+    except (RedisError, OSError) as error:
+        raise Unreachable(_away("REDIS_URL", "Valkey", url, error)) from None
+
+
+def not_set(name: str) -> SettingsError:
+    """The error for an address that is needed and not there."""
+    return SettingsError(
+        f"{name} is not set. It looks like {EXAMPLES[name]} (`fleet up` brings servers of its own)."
+    )
+
+
+def _not_understood(name: str, url: str) -> SettingsError:
+    if not url:
+        return not_set(name)
+    return SettingsError(f"{name} is no address of its kind. It looks like {EXAMPLES[name]}")
+
+
+def _away(name: str, server: str, url: str, error: Exception) -> str:
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return f"{name}: {server} at {_place(url)} cannot be used: {' '.join(reason.split())}"
+
+
+def _place(url: str) -> str:
+    """Host and port, or the socket's path: an address without its password."""
+    parts = urlsplit(url)
+    socket_folder = parse_qs(parts.query).get("host", [""])[0]
+    return socket_folder or parts.netloc.rpartition("@")[2] or parts.path or "its default address"

@@ -1,0 +1,36 @@
+"""A call whose enqueue was not answered: nobody knows whether it was queued, and that is said."""
+
+import httpx
+import pytest
+from redis.exceptions import ConnectionError as RedisAway
+from redis.exceptions import TimeoutError as RedisSilent
+
+from shared.queue import InferenceQueue
+from tests.ingress.conftest import SignUp
+
+
+@pytest.mark.parametrize("error", [RedisAway, RedisSilent, ConnectionResetError])
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/v1/inference", 503), ("/v1/chat/completions", 503), ("/v1/messages", 529)],
+)
+async def test_what_is_not_known_is_not_promised(
+    client: httpx.AsyncClient,
+    sign_up: SignUp,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception],
+    path: str,
+    status: int,
+) -> None:
+    async def enqueue(*_: object) -> bool:
+        raise error("the connection broke")
+
+    new = await sign_up()
+    monkeypatch.setattr(InferenceQueue, "enqueue", enqueue)
+    body = {"model": "gpt-5.5", "max_tokens": 5, "messages": [{"role": "user", "content": "Hi."}]}
+    answer = await client.post(path, json=body, headers=new["auth"])
+    assert answer.status_code == status
+    assert "nothing was charged" not in answer.text
+    for truth in ("may or may not have been queued", "charged once", "wallet"):
+        assert truth in answer.text
+    assert answer.headers["retry-after"]
