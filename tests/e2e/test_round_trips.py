@@ -1,12 +1,15 @@
 """What one warm routed call may cost in round trips, counted by proxies before both stores."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+import migrations
 from shared.catalog import seed_catalog
+from shared.embedded import embedded_servers
 from tests.bench.counting import CountedStack, Counts, counted_stack
 from tests.bench.stack import Stores, running_provider
 from tests.bench.targets import Wire
@@ -18,19 +21,21 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def counted(
-    database_url: str,
-    owner_url: str,
-    module_redis_url: str,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> AsyncIterator[CountedStack]:
-    """An ingress and a worker behind counting proxies, with one provider to choose from."""
-    logs: Path = tmp_path_factory.mktemp("round_trips")
-    await seed_catalog(owner_url)
-    with running_provider(logs) as (_, port):
-        url = {"anthropic": f"http://127.0.0.1:{port}"}
-        async with counted_stack(logs, url, Stores(database_url, module_redis_url)) as running:
-            yield running
+async def counted(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[CountedStack]:
+    """An ingress and a worker behind counting proxies, with one provider to choose from.
+
+    The stores are their own: a store counts the commands of all who use it.
+    """
+    home: Path = tmp_path_factory.mktemp("round_trips")
+    with embedded_servers(home / "stores", durable=False) as servers:
+        # alembic runs an event loop of its own, so it gets a thread of its own
+        await asyncio.to_thread(migrations.upgrade, servers.owner_url)
+        await seed_catalog(servers.owner_url)
+        with running_provider(home) as (_, port):
+            url = {"anthropic": f"http://127.0.0.1:{port}"}
+            stores = Stores(servers.app_url, servers.redis_url)
+            async with counted_stack(home, url, stores) as running:
+                yield running
 
 
 @pytest.mark.parametrize("wire", ["anthropic", "openai"])
