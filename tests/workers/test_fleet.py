@@ -11,9 +11,9 @@ from redis.asyncio import Redis
 
 from shared.domain.inference import Dialect
 from shared.ids import mint_id
+from shared.lanes import QueueKeys
 from shared.queue import (
     INFERENCE_QUEUE,
-    PAYLOAD_PREFIX,
     Envelope,
     InferenceQueue,
     deserialize_job,
@@ -22,6 +22,7 @@ from shared.queue import (
 )
 from workers.fleet import FleetWorker
 
+KEYS = QueueKeys(INFERENCE_QUEUE)
 Job = Callable[..., Awaitable[None]]
 
 
@@ -50,7 +51,7 @@ class Running:
             job_deserializer=deserialize_job,
             handle_signals=False,
             keep_result=0,
-            **kwargs,
+            **{"arq_jobs": "", **kwargs},
         )
         self._task = asyncio.create_task(self.worker.async_run())
 
@@ -82,8 +83,10 @@ async def until(condition: Callable[[], bool], patience_s: float = 10) -> None:
 
 
 async def keys_left(redis: Redis) -> list[bytes]:
-    """All but the bell: a ring that nobody was there to hear is harmless."""
-    return sorted(key for key in await redis.keys("*") if not key.endswith(b":bell"))
+    """All that is of jobs: not the bell, the last turn, the rate, nor what workers said."""
+    of_all = (b":bell", b":passed", b":turn", b":claims")
+    keys: list[bytes] = await redis.keys("*")
+    return sorted(k for k in keys if not k.endswith(of_all) and b"fleet" not in k)
 
 
 async def test_each_job_runs_once_with_its_payload_and_leaves_nothing_behind(
@@ -97,7 +100,8 @@ async def test_each_job_runs_once_with_its_payload_and_leaves_nothing_behind(
     one, other = Running(redis_url, job), Running(redis_url, job)
     queue = InferenceQueue(redis)
     sent = [envelope(orjson.dumps({"n": n})) for n in range(300)]
-    assert all(await asyncio.gather(*[queue.enqueue(each) for each in sent]))
+    taken = await asyncio.gather(*[queue.enqueue(each) for each in sent])
+    assert {each.result for each in taken} == {"QUEUED"}
     await until(lambda: len(seen) >= 300)
     await one.stop()
     await other.stop()
@@ -107,17 +111,19 @@ async def test_each_job_runs_once_with_its_payload_and_leaves_nothing_behind(
 
 async def test_the_same_id_is_queued_once(redis: Redis) -> None:
     queue, twice = InferenceQueue(redis), envelope()
-    assert await queue.enqueue(twice)
-    assert not await queue.enqueue(twice)
+    assert (await queue.enqueue(twice)).result == "QUEUED"
+    again = await queue.enqueue(twice)
+    assert (again.result, again.depth) == ("EXISTS", 1)
 
 
 async def test_the_job_carries_the_id_alone(redis: Redis) -> None:
     sent = envelope(b'{"messages":"secret words"}')
     await InferenceQueue(redis).enqueue(sent)
-    job = await redis.get(f"arq:job:{sent.inference_id}")
+    hashes: Any = redis  # redis-py types its hash commands for both of its clients at once
+    job = await hashes.hget(KEYS.job(str(sent.inference_id)), "job")
     assert orjson.loads(job)["a"] == [str(sent.inference_id)]
     assert b"secret" not in job
-    assert b"secret" in await redis.get(f"{PAYLOAD_PREFIX}{sent.inference_id}")
+    assert b"secret" in await redis.get(KEYS.payload(str(sent.inference_id)))
 
 
 async def test_a_dead_workers_job_runs_on_another_as_a_second_try(
@@ -158,13 +164,13 @@ async def test_a_worker_that_lost_its_lease_stops_the_job(redis: Redis, redis_ur
     await started.wait()
     thief = uuid4().hex
     owners: Any = redis  # redis-py types its hash commands for both of its clients at once
-    await owners.hset(f"{INFERENCE_QUEUE}:owner", str(sent.inference_id), thief)
+    await owners.hset(KEYS.owner, str(sent.inference_id), thief)
     async with asyncio.timeout(5):
         await stopped.wait()
     await running.stop()
     # what the thief holds is the thief's: neither the owner nor the payload was touched
-    assert await owners.hget(f"{INFERENCE_QUEUE}:owner", str(sent.inference_id)) == thief.encode()
-    assert await redis.exists(f"{PAYLOAD_PREFIX}{sent.inference_id}")
+    assert await owners.hget(KEYS.owner, str(sent.inference_id)) == thief.encode()
+    assert await redis.exists(KEYS.payload(str(sent.inference_id)))
 
 
 async def test_a_shutdown_hands_its_jobs_back(redis: Redis, redis_url: str) -> None:
@@ -179,8 +185,8 @@ async def test_a_shutdown_hands_its_jobs_back(redis: Redis, redis_url: str) -> N
     await InferenceQueue(redis).enqueue(sent)
     await started.wait()
     await running.stop()
-    assert await redis.zscore(INFERENCE_QUEUE, str(sent.inference_id)) is not None
-    assert not await redis.exists(f"{INFERENCE_QUEUE}:owner")
+    assert await redis.zscore(KEYS.waiting(0), str(sent.inference_id)) is not None
+    assert not await redis.exists(KEYS.owner)
 
 
 async def test_a_failing_job_takes_nobody_with_it(redis: Redis, redis_url: str) -> None:
