@@ -129,14 +129,16 @@ local limit, foreign = tonumber(ARGV[1]), ARGV[4]
 local free = {}
 for i = 7, #ARGV, 2 do free[ARGV[i]] = tonumber(ARGV[i + 1]) end
 
--- what a dead worker had goes to the front of its lane, the longest dead first
-local lost = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, limit)
-for i = #lost, 1, -1 do
-  redis.call('ZREM', KEYS[2], lost[i])
-  redis.call('HDEL', KEYS[3], lost[i])
-  local lane = redis.call('HGET', job_key(lost[i]), 'lane')
-  if lane then wait_in(lane, lost[i], 'LPUSH') end
+-- what a dead worker had goes to the front of its lane; the oldest last, so it is first there
+local lost = {}
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, limit)) do
+  redis.call('ZREM', KEYS[2], id)
+  redis.call('HDEL', KEYS[3], id)
+  local job = redis.call('HMGET', job_key(id), 'lane', 'at')
+  if job[1] then lost[#lost + 1] = {id = id, lane = job[1], at = tonumber(job[2])} end
 end
+table.sort(lost, function(one, other) return one.at > other.at end)
+for _, job in ipairs(lost) do wait_in(job.lane, job.id, 'LPUSH') end
 
 -- what is due by now: retries to the front, what arq enqueued to the end
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', q, '-inf', now / 1000, 'LIMIT', 0, limit)) do
