@@ -20,7 +20,8 @@ def fleet(*words: str, **environment: str) -> Result:
 def test_help_teaches() -> None:
     done = fleet("--help")
     assert done.exit_code == 0
-    for command in ("up", "work", "migrate", "seed", "secrets", "health", "signup"):
+    commands = ("up", "work", "migrate", "seed", "secrets", "health", "signup")
+    for command in (*commands, "status", "workers", "drain", "resume"):
         assert f" {command} " in done.stdout
         page = fleet(command, "--help")
         assert page.exit_code == 0
