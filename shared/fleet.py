@@ -22,7 +22,7 @@ import orjson
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
-from shared.lanes import WINDOW_S, QueueKeys
+from shared.lanes import CLASS_SPAN, WINDOW_S, QueueKeys
 from shared.queue import INFERENCE_QUEUE, Priority
 
 log = logging.getLogger(__name__)
@@ -198,21 +198,21 @@ async def read_status(redis: Redis, queue: str = INFERENCE_QUEUE) -> FleetStatus
         pipe.zrange(SEEN_KEY, 0, -1, withscores=True)
         pipe.sismember(DRAIN_KEY, ALL)
         for priority in Priority:
-            pipe.zcard(keys.waiting(priority))
-            pipe.zrange(keys.waiting(priority), 0, 0, withscores=True)
+            first, end = priority * CLASS_SPAN, (priority + 1) * CLASS_SPAN - 1
+            pipe.zcount(keys.waiting, first, end)
+            pipe.zrangebyscore(keys.waiting, first, end, 0, 1, withscores=True)
         time, leased, deferred, claims, said, seen, drained, *classes = await pipe.execute()
     now = now_us(time)
     workers = _alive(said, dict(seen), now)
-    names = [priority.name.lower() for priority in Priority]
-    depth = dict(zip(names, classes[0::2], strict=True))
-    oldest = {
-        name: max(0.0, (now - first[0][1]) / 1e6) if first else 0.0
-        for name, first in zip(names, classes[1::2], strict=True)
-    }
+    depth, oldest_age_s = {}, {}
+    for priority, count, first in zip(Priority, classes[0::2], classes[1::2], strict=True):
+        name = priority.name.lower()
+        since = first[0][1] - priority * CLASS_SPAN if first else now
+        depth[name], oldest_age_s[name] = count, max(0.0, (now - since) / 1e6)
     waits = sorted(wait for worker in workers for wait in worker.picked_up_ms)
     return FleetStatus(
         depth=depth,
-        oldest_age_s=oldest,
+        oldest_age_s=oldest_age_s,
         ready=sum(depth.values()),
         deferred=deferred,
         leased=leased,
@@ -226,15 +226,11 @@ async def read_status(redis: Redis, queue: str = INFERENCE_QUEUE) -> FleetStatus
 
 
 def _rate(claims: Mapping[bytes, bytes], now: int) -> float:
-    """Claims a second, by the same two windows that the scripts in lanes.py count in."""
-    start, count, before = (int(claims.get(name, 0)) for name in (b"start", b"count", b"before"))
-    window = WINDOW_S * 1_000_000
-    passed = now - start
-    if passed < 0 or passed >= 2 * window:
-        return 0.0
-    if passed >= window:
-        return count * (2 - passed / window) / WINDOW_S
-    return (before * (1 - passed / window) + count) / WINDOW_S
+    """Claims a second, by the two windows that the scripts in lanes.py count in."""
+    window = now // (WINDOW_S * 1_000_000)
+    passed = now / (WINDOW_S * 1e6) - window
+    this, before = (int(claims.get(b"%d" % each, 0)) for each in (window, window - 1))
+    return (this + before * (1 - passed)) / WINDOW_S
 
 
 def quantile(ordered: Sequence[float], share: float) -> float | None:
@@ -247,11 +243,10 @@ async def show_job(redis: Redis, job_id: str | UUID, queue: str = INFERENCE_QUEU
     keys, job_id = QueueKeys(queue), str(job_id)
     async with redis.pipeline(transaction=False) as pipe:
         pipe.time()
-        pipe.hmget(keys.job(job_id), ["lane", "try", "at"])
-        pipe.hget(keys.owner, job_id)
+        pipe.hmget(keys.job(job_id), ["lane", "try", "at", "owner"])
         pipe.zscore(keys.lease, job_id)
         pipe.zscore(keys.queue, job_id)
-        time, (lane, attempts, at), owner, lease, due = await pipe.execute()
+        time, (lane, attempts, at, owner), lease, due = await pipe.execute()
     if lane is None:
         return JobView(job_id, "unknown")
     now, lane = now_us(time), lane.decode()
@@ -262,7 +257,7 @@ async def show_job(redis: Redis, job_id: str | UUID, queue: str = INFERENCE_QUEU
         "attempts": int(attempts),
         "age_s": round((now - int(at)) / 1e6, 3),
     }
-    if owner is not None and lease is not None:
+    if lease is not None:
         state: JobState = "leased" if lease > now else "lease lost"
         worker = owner.decode().rpartition(":")[0]
         return JobView(**known, state=state, worker=worker, lease_ends_in_s=(lease - now) / 1e6)
@@ -270,7 +265,7 @@ async def show_job(redis: Redis, job_id: str | UUID, queue: str = INFERENCE_QUEU
         return JobView(**known, state="deferred", due_in_s=round(due / 1e3 - now / 1e6, 3))
     async with redis.pipeline(transaction=False) as pipe:
         pipe.lpos(keys.lane(lane), job_id)
-        pipe.zcard(keys.turns(int(lane[0])))
+        pipe.zcount(keys.turns, int(lane[0]) * CLASS_SPAN, (int(lane[0]) + 1) * CLASS_SPAN - 1)
         place, lanes = await pipe.execute()
     place = place + 1 if place is not None else None
     return JobView(**known, state="waiting", place=place, lanes=lanes)

@@ -92,6 +92,7 @@ class FleetWorker(Worker):
         self._room.set()
         self._drained = self._gave_turn_away = False
         self._held: Counter[str] = Counter()
+        self._runs: dict[str, asyncio.Task[None]] = {}
         self._finished: asyncio.Queue[End] = asyncio.Queue()
         self._background: list[asyncio.Task[None]] = []
         self._last_cron = 0.0
@@ -164,7 +165,7 @@ class FleetWorker(Worker):
             for part in (tenant, self._tenant_slots - held)
         ]
         rows, gave_turn_away = await self._claim(
-            keys=[keys.queue, keys.lease, keys.owner, keys.bell, keys.passed],
+            keys=[keys.queue, keys.lease, keys.bell, keys.passed],
             args=[
                 limit,
                 self._lease_us,
@@ -214,15 +215,15 @@ class FleetWorker(Worker):
     # -- running --------------------------------------------------------------------------
 
     def _start(self, claim: Claim) -> None:
-        for key, older in self.tasks.items():
+        if (older := self._runs.get(claim.job_id)) is not None:
             # our own lease ran out and the job came back to us: there is one run of it only
-            if key.rpartition(":")[0] == claim.job_id:
-                older.cancel()
+            older.cancel()
         self.job_counter += 1
         self._held[claim.tenant] += 1
         self._note_room()
         self.presence.picked_up(claim.waited_us)
         task = self.loop.create_task(self._run_claimed(claim))
+        self._runs[claim.job_id] = task
         self.tasks[claim.key] = self.job_tasks[claim.key] = task
 
     async def _run_claimed(self, claim: Claim) -> None:
@@ -253,7 +254,8 @@ class FleetWorker(Worker):
         self._held[claim.tenant] -= 1
         if not self._held[claim.tenant]:
             del self._held[claim.tenant]
-        self.tasks.pop(claim.key, None)
+        if self._runs.get(claim.job_id) is self.tasks.pop(claim.key, None):
+            self._runs.pop(claim.job_id, None)
         self.job_tasks.pop(claim.key, None)
         self._note_room()
 
@@ -291,7 +293,7 @@ class FleetWorker(Worker):
             runs = [part for key in self.job_tasks for part in key.rsplit(":", 1)]
             try:
                 lost = await self._renew(
-                    keys=[self._keys.queue, self._keys.lease, self._keys.owner],
+                    keys=[self._keys.queue, self._keys.lease],
                     args=[self._lease_us, self.worker_id, *runs],
                 )
             except (RedisError, OSError):
@@ -325,7 +327,7 @@ class FleetWorker(Worker):
         if parts:
             keys = self._keys
             await self._finish(
-                keys=[keys.queue, keys.lease, keys.owner, keys.bell],
+                keys=[keys.queue, keys.lease, keys.bell],
                 args=[self.worker_id, self._arq_jobs, keep_cronjob_progress * 1000, *parts],
             )
 

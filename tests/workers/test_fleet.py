@@ -86,12 +86,12 @@ async def test_a_worker_that_lost_its_lease_stops_the_job(redis: Redis, redis_ur
     await started.wait()
     thief = uuid4().hex
     owners: Any = redis  # redis-py types its hash commands for both of its clients at once
-    await owners.hset(KEYS.owner, str(sent.inference_id), thief)
+    await owners.hset(KEYS.job(str(sent.inference_id)), "owner", thief)
     async with asyncio.timeout(5):
         await stopped.wait()
     await running.stop()
     # what the thief holds is the thief's: neither the owner nor the payload was touched
-    assert await owners.hget(KEYS.owner, str(sent.inference_id)) == thief.encode()
+    assert await owners.hget(KEYS.job(str(sent.inference_id)), "owner") == thief.encode()
     assert await redis.exists(KEYS.payload(str(sent.inference_id)))
 
 
@@ -107,8 +107,8 @@ async def test_a_shutdown_hands_its_jobs_back(redis: Redis, redis_url: str) -> N
     await InferenceQueue(redis).enqueue(sent)
     await started.wait()
     await running.stop()
-    assert await redis.zscore(KEYS.waiting(0), str(sent.inference_id)) is not None
-    assert not await redis.exists(KEYS.owner)
+    assert await redis.zscore(KEYS.waiting, str(sent.inference_id)) is not None
+    assert not await redis.exists(KEYS.lease)
 
 
 async def test_a_failing_job_takes_nobody_with_it(redis: Redis, redis_url: str) -> None:

@@ -47,21 +47,19 @@ class Claimer:
         """The claims in their order; `free` are tenants with the slots left to them."""
         left = [part for pair in (free or {}).items() for part in pair]
         rows, self.gave_turn_away = await self._claim(
-            keys=[KEYS.queue, KEYS.lease, KEYS.owner, KEYS.bell, KEYS.passed],
+            keys=[KEYS.queue, KEYS.lease, KEYS.bell, KEYS.passed],
             args=[limit, lease_us, self.name, "", slots, JOB_TTL_MS, *left],
         )
         return [Got(row[0].decode(), row[2], row[4].decode(), row[5]) for row in rows]
 
     async def finish(self, got: "Got", wait: int = DONE) -> int:
         args: list[str | int] = [self.name, "", 0, got.id, got.attempt, wait]
-        ended: int = await self._finish(
-            keys=[KEYS.queue, KEYS.lease, KEYS.owner, KEYS.bell], args=args
-        )
+        ended: int = await self._finish(keys=[KEYS.queue, KEYS.lease, KEYS.bell], args=args)
         return ended
 
     async def renew(self, got: "Got") -> bool:
         lost = await self._renew(
-            keys=[KEYS.queue, KEYS.lease, KEYS.owner],
+            keys=[KEYS.queue, KEYS.lease],
             args=[60 * SECOND, self.name, got.id, got.attempt],
         )
         return not lost
@@ -212,7 +210,7 @@ async def test_a_deferred_job_waits_apart_until_it_is_due(
     (first,) = await claimer.claim(1)
     await claimer.finish(first, wait=3_600_000)
     assert (await show_job(redis, first.id)).state == "deferred"
-    assert await redis.zcard(KEYS.waiting(0)) == 1
+    assert await redis.zcard(KEYS.waiting) == 1
     await redis.zadd(KEYS.queue, {first.id: 1})
     assert [claim.id for claim in await claimer.claim()] == ids
 
@@ -290,7 +288,9 @@ async def test_a_job_whose_request_is_gone_is_dropped(
     await redis.delete(KEYS.job(gone))
     assert [claim.id for claim in await claimer.claim()] == [kept]
     await redis.delete(KEYS.job(kept))
-    assert await claimer.finish(Got(kept, 1, "A", 0), wait=0) == 1
+    assert await claimer.finish(Got(kept, 1, "A", 0), wait=0) == 0
+    await redis.zadd(KEYS.lease, {kept: 1})
+    assert await claimer.claim() == []
     assert await keys_left(redis) == []
 
 
@@ -314,9 +314,9 @@ async def age_lane(redis: Redis, tenant: str, by_s: float, *, turn: bool) -> Non
     """As if the jobs of a lane had waited longer; with `turn`, as if it had no turn meanwhile."""
     sorted_sets: Any = redis
     for job_id in await sorted_sets.lrange(KEYS.lane(f"0:{tenant}"), 0, -1):
-        await redis.zincrby(KEYS.waiting(0), -by_s * SECOND, job_id)
+        await redis.zincrby(KEYS.waiting, -by_s * SECOND, job_id)
     if turn:
-        await redis.zincrby(KEYS.turns(0), -by_s * SECOND, f"0:{tenant}")
+        await redis.zincrby(KEYS.turns, -by_s * SECOND, f"0:{tenant}")
 
 
 async def test_when_a_lane_waits_too_long_for_its_turn_all_are_refused(redis: Redis) -> None:
@@ -362,8 +362,8 @@ async def test_the_wait_is_told_from_the_claims_of_late(redis: Redis, claimer: C
     assert (await queue.enqueue(envelope())).retry_after_s == 60
     await claimer.claim(50)
     await put(queue, "AB" * 25)
-    # fifty in the window of five seconds, and ten of a hundred have to go
-    assert (await queue.enqueue(envelope())).retry_after_s == 1
+    # fifty in five seconds, and ten of a hundred have to go; the first of the fifty fade already
+    assert (await queue.enqueue(envelope())).retry_after_s in (1, 2)
 
 
 async def test_the_payload_is_not_in_the_job(queue: InferenceQueue, redis: Redis) -> None:

@@ -82,4 +82,4 @@ async def test_every_key_that_is_touched_is_in_its_queues_slot(
     assert set(slots) == {key_slot(INFERENCE_QUEUE.encode()), key_slot(WORKERS_KEY.encode())}
     of_jobs = slots[key_slot(INFERENCE_QUEUE.encode())]
     kinds = {key.partition("}:")[2].partition(":")[0] for key in of_jobs}
-    assert kinds >= {"job", "payload", "lane", "waiting", "turns", "lease", "owner", "bell"}
+    assert kinds >= {"job", "payload", "lane", "waiting", "turns", "lease", "bell"}
