@@ -127,7 +127,11 @@ local lost = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, limit)) do
   redis.call('ZREM', KEYS[2], id)
   local job = redis.call('HMGET', job_key(id), 'lane', 'at')
-  if job[1] then lost[#lost + 1] = {id = id, lane = job[1], at = tonumber(job[2])} end
+  if job[1] then
+    lost[#lost + 1] = {id = id, lane = job[1], at = tonumber(job[2])}
+  else
+    redis.call('DEL', payload_key(id))
+  end
 end
 table.sort(lost, function(one, other) return one.at > other.at end)
 for _, job in ipairs(lost) do back_to(job.lane, job.id) end
