@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from shared.config import Settings
+from shared.config import StartError, read_settings
 from shared.fleet import (
     ALL,
     FleetStatus,
@@ -32,6 +32,7 @@ from shared.fleet import (
     show_job,
     wait_until_drained,
 )
+from shared.preflight import check_valkey, refusal
 from workers.development import running_environment
 
 app = typer.Typer()
@@ -146,23 +147,28 @@ def show_command(
 
 def ask(question: Callable[[Redis], Awaitable[T]]) -> T:
     """Put a question to the fleet's store; exits with an explanation where it cannot be put."""
-    url = redis_url()
 
-    async def put() -> T:
+    async def put(url: str) -> T:
+        await check_valkey(url)
         async with Redis.from_url(url) as redis:
             return await question(redis)
 
     try:
-        return asyncio.run(put())
+        return asyncio.run(put(redis_url()))
     except NoSuchWorker as error:
         fail(str(error))
+    except StartError as error:
+        raise typer.Exit(refusal(error)) from None
     except (RedisError, OSError) as error:
-        fail(f"The fleet's queue cannot be reached: {error}. Does it run? (REDIS_URL says where.)")
+        fail(f"REDIS_URL: Valkey went away: {error}")
 
 
 def redis_url() -> str:
-    """REDIS_URL of the environment, else of the `fleet up` that runs on this machine."""
-    settings = Settings()
+    """REDIS_URL of the environment, else of the `fleet up` that runs on this machine.
+
+    Raises `SettingsError`.
+    """
+    settings = read_settings()
     url = settings.redis_url or running_environment(settings.fleet_home).get("REDIS_URL", "")
     if not url:
         fail(

@@ -112,8 +112,10 @@ async def test_what_cannot_be_done_is_explained(redis_url: str, tmp_path: Path) 
     nobody = await fleet("drain", "nobody", "--yes", redis_url=redis_url)
     assert (nobody.exit_code, "No worker is called 'nobody'" in nobody.stderr) == (1, True)
     away = await fleet("status", redis_url=f"unix://{tmp_path}/no.sock")
-    assert (away.exit_code, "cannot be reached" in away.stderr) == (1, True)
-    assert "Traceback" not in away.output
+    assert (away.exit_code != 0, "REDIS_URL" in away.stderr) == (True, True)
+    wrong = await fleet("workers", redis_url="nonsense")
+    assert (wrong.exit_code != 0, "REDIS_URL" in wrong.stderr) == (True, True)
+    assert "Traceback" not in away.output + wrong.output
 
 
 async def test_without_an_address_the_fleet_of_this_machine_is_meant(
