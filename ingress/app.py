@@ -26,7 +26,7 @@ from shared.domain.inference import Dialect
 from shared.errors import AinferaError, InternalError, InvalidBody, NotFound
 from shared.heap import settle_heap
 from shared.keys import agent_key_sealer
-from shared.queue import InferenceQueue
+from shared.queue import InferenceQueue, queue_limits
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
             keyring=keyring,
             catalog=await open_catalog(db),
             relay=relay,
-            queue=InferenceQueue(redis),
+            queue=InferenceQueue(redis, queue_limits(settings)),
         )
         warn_of_no_provider(deps)
         yield deps

@@ -106,7 +106,7 @@ async def answer(request: Request, dialect: Dialect) -> Response:
     envelope = seal(body, dialect, caller, request.headers, deps)
     reply = deps.relay.expect(envelope.inference_id, pings=call.stream)
     try:
-        await deps.queue.enqueue(envelope)
+        (await deps.queue.enqueue(envelope)).ensure_taken()
         return await _first_word(request, call, envelope, reply, deps)
     except (RedisError, OSError) as error:
         deps.relay.forget(reply)

@@ -3,30 +3,50 @@
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
 from redis.exceptions import RedisError
 from sqlalchemy import text
 
 from ingress.auth import require_internal
 from ingress.deps import Deps, get_deps, session
-from shared.errors import Overloaded
+from shared.errors import NotFound, Overloaded, Unavailable
+from shared.fleet import (
+    COUNTERS_KEY,
+    NoSuchWorker,
+    as_json,
+    drain,
+    list_workers,
+    read_status,
+    resume,
+    show_job,
+)
 from shared.metrics import (
     AUDIT_CHAIN_FRESHNESS,
     AUDIT_CHAIN_HEIGHT,
     DISPATCH_WITHOUT_CAPTURE,
     HOLDS_OUTSTANDING,
+    JOBS_IN_FLIGHT,
     PASSTHROUGH_CAPTURED,
     QUEUE_DEPTH,
+    QUEUE_OLDEST_AGE,
+    QUEUE_READY,
+    WORKERS,
+    FleetTotals,
 )
-from shared.queue import INFERENCE_QUEUE
+from shared.queue import Priority
 
 router = APIRouter()
+operators = APIRouter(
+    prefix="/internal", dependencies=[Depends(require_internal)], include_in_schema=False
+)
 
 RAILS = ("cdp", "stripe", "xendit")
 READY_PATIENCE_S = 3.0
@@ -80,11 +100,15 @@ async def ready(request: Request) -> JSONResponse:
 
 @router.get("/metrics", dependencies=[Depends(require_internal)], include_in_schema=False)
 async def metrics(request: Request) -> Response:
-    """What this process counted, and what the stores say now; NaN where a store is away."""
+    """What this process and all workers counted, and what the stores say now.
+
+    NaN where a store is away.
+    """
     deps = get_deps(request)
     await _read_books(deps)
-    await _read_queue(deps)
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+    totals = await _read_fleet(deps)
+    shown = generate_latest() + generate_latest(FleetTotals(totals))
+    return Response(shown, media_type=CONTENT_TYPE_LATEST)
 
 
 async def _read_books(deps: Deps) -> None:
@@ -106,12 +130,87 @@ async def _read_books(deps: Deps) -> None:
         gauge.set(AWAY if value is None else value)
 
 
-async def _read_queue(deps: Deps) -> None:
+async def _read_fleet(deps: Deps) -> dict[bytes, bytes]:
+    """Set the gauges of the queue and the workers; returns what the workers counted."""
+    WORKERS.clear()
     try:
-        depth: float = await deps.redis.zcard(INFERENCE_QUEUE)
+        status = await read_status(deps.redis)
+        totals: dict[bytes, bytes] = await cast(Any, deps.redis).hgetall(COUNTERS_KEY)
     except (RedisError, OSError):
-        depth = AWAY
-    QUEUE_DEPTH.labels(queue="inference").set(depth)
+        for gauge in (QUEUE_READY, JOBS_IN_FLIGHT):
+            gauge.set(AWAY)
+        for priority in Priority:
+            QUEUE_DEPTH.labels(priority=priority.name.lower()).set(AWAY)
+            QUEUE_OLDEST_AGE.labels(priority=priority.name.lower()).set(AWAY)
+        return {}
+    QUEUE_READY.set(status.ready)
+    JOBS_IN_FLIGHT.set(status.leased)
+    for name, depth in status.depth.items():
+        QUEUE_DEPTH.labels(priority=name).set(depth)
+        QUEUE_OLDEST_AGE.labels(priority=name).set(status.oldest_age_s[name])
+    for worker in status.workers:
+        WORKERS.labels(kind=worker.kind, state=worker.state).inc()
+    return totals
+
+
+# -- the fleet, for those who drive it --------------------------------------------------------
+
+
+class Target(BaseModel):
+    """Which worker is meant: its id, or how that begins, or `all`."""
+
+    worker: str
+
+
+@asynccontextmanager
+async def _fleet() -> AsyncIterator[None]:
+    """Raises `Unavailable` where the store is away, and `NotFound` for a worker that is not."""
+    try:
+        yield
+    except NoSuchWorker as error:
+        raise NotFound(str(error)) from error
+    except (RedisError, OSError) as error:
+        raise Unavailable("The queue cannot be reached.") from error
+
+
+@operators.get("/queue")
+async def queue(request: Request) -> dict[str, Any]:
+    """Depth, age and work in flight of the queue of calls, and the workers."""
+    async with _fleet():
+        return as_json(await read_status(get_deps(request).redis))
+
+
+@operators.get("/workers")
+async def workers(request: Request) -> list[dict[str, Any]]:
+    """All workers that are alive."""
+    async with _fleet():
+        return [as_json(worker) for worker in await list_workers(get_deps(request).redis)]
+
+
+@operators.get("/jobs/{job_id}")
+async def job(request: Request, job_id: UUID) -> dict[str, Any]:
+    """Where a job is; never what it carries."""
+    async with _fleet():
+        return as_json(await show_job(get_deps(request).redis, job_id))
+
+
+@operators.post("/drain")
+async def drain_worker(request: Request, target: Target) -> dict[str, Any]:
+    """Tell a worker, or all, to claim nothing more; it finishes what it has and stays."""
+    async with _fleet():
+        meant = await drain(get_deps(request).redis, target.worker, actor="http")
+    return {"draining": [worker.id for worker in meant]}
+
+
+@operators.post("/resume")
+async def resume_worker(request: Request, target: Target) -> dict[str, Any]:
+    """Take a drain back."""
+    async with _fleet():
+        meant = await resume(get_deps(request).redis, target.worker, actor="http")
+    return {"resumed": [worker.id for worker in meant]}
+
+
+router.include_router(operators)
 
 
 @router.get("/v1/payments/status")

@@ -102,6 +102,10 @@ class Settings(BaseSettings):
     # the fleet
     inference_workers: int = Field(1, ge=1, validation_alias="INFERENCE_WORKERS")
     jobs_per_worker: int = Field(256, ge=1, validation_alias="JOBS_PER_WORKER")
+    jobs_per_tenant: int = Field(0, ge=0, validation_alias="JOBS_PER_TENANT")
+    max_queue_depth: int = Field(10_000, ge=1, validation_alias="MAX_QUEUE_DEPTH")
+    max_queue_age_s: float = Field(30.0, gt=0, validation_alias="MAX_QUEUE_AGE_SECONDS")
+    max_tenant_queue: int = Field(2_000, ge=1, validation_alias="MAX_TENANT_QUEUE")
     drain_grace_s: float = Field(60.0, ge=0, validation_alias="DRAIN_GRACE_SECONDS")
     lease_s: float = Field(5.0, gt=0, validation_alias="LEASE_SECONDS")
     coalesce_ms: float = Field(8.0, ge=0, le=10, validation_alias="COALESCE_MS")
@@ -122,6 +126,12 @@ class Settings(BaseSettings):
         """Where the ingress is asked from this machine, whatever it listens on."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def tenant_slots(self) -> int:
+        """How many calls of one tenant a worker has in flight at most."""
+        most = self.jobs_per_tenant or self.jobs_per_worker * 3 // 4
+        return max(1, min(most, self.jobs_per_worker))
 
     def audit_url(self, agent_id: str) -> str:
         return f"{self.base_url}/v1/audit/{agent_id}/verify"

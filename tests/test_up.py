@@ -93,7 +93,8 @@ def test_up_answers_stops_and_finds_its_data_again(tmp_path: Path, port: int) ->
         assert f"Bearer {dev['AINFERA_API_KEY']}" in curl
         assert up.url in curl
         assert "simulated" in up.said
-        for kept in ("dev.env", "secrets.env"):
+        assert set(read_env(home / "running.env")) == {"DATABASE_URL", "REDIS_URL"}
+        for kept in ("dev.env", "secrets.env", "running.env"):
             assert stat.S_IMODE((home / kept).stat().st_mode) == 0o600
         family = up.family()
         names = {" ".join(process.cmdline()[1:]) for process in family}
@@ -106,6 +107,7 @@ def test_up_answers_stops_and_finds_its_data_again(tmp_path: Path, port: int) ->
         up.process.send_signal(signal.SIGTERM)
         assert up.end() == 0, up.said
         assert gone(family)
+        assert not (home / "running.env").exists()
 
     with running_up(home, port) as up:
         up.until("^curl ")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,14 +13,14 @@ from typing import Annotated, NoReturn
 
 import httpx
 import typer
-from arq.constants import health_check_key_suffix
 from redis.asyncio import Redis
 
 import migrations
 from shared.catalog import seed_catalog
 from shared.config import SettingsError, StartError, read_settings
+from shared.fleet import list_workers
 from shared.preflight import check_postgres, check_valkey, refusal
-from shared.queue import BOOKS_QUEUE, INFERENCE_QUEUE
+from workers import operating
 from workers.development import new_secrets, say, up
 
 COMPOSE_PASSWORDS = ("POSTGRES_PASSWORD", "OWNER_PASSWORD", "APP_PASSWORD", "REDIS_PASSWORD")
@@ -33,8 +34,11 @@ main = typer.Typer(
     " call it.\n\n"
     "To run it elsewhere: `fleet secrets` once, `fleet migrate` and `fleet seed` at each release,"
     " then the processes of the Procfile. What can be set is read from the environment; README.md"
-    " lists it.",
+    " lists it.\n\n"
+    "To see and drive one that runs: `fleet status`, `workers`, `drain`, `resume`, `jobs`.",
 )
+
+main.add_typer(operating.app)
 
 
 @main.command("up")
@@ -133,8 +137,7 @@ def health(
         if process is Process.WEB:
             ask_ready(f"{settings.local_url}/ready")
         else:
-            queue = {Process.INFERENCE: INFERENCE_QUEUE, Process.BOOKS: BOOKS_QUEUE}[process]
-            if not asyncio.run(spoke_lately(settings.redis_url, queue)):
+            if not asyncio.run(spoke_lately(settings.redis_url, process)):
                 fail(f"{process} is not well: no such worker has lately said that it is there.")
 
 
@@ -174,14 +177,15 @@ def ask_ready(url: str) -> None:
         fail(f"web is not well: {url} answered {answer.status_code} {answer.text}")
 
 
-async def spoke_lately(redis_url: str, queue: str) -> bool:
-    """Whether some worker of the queue renewed its sign of life, which expires by itself.
+async def spoke_lately(redis_url: str, kind: str) -> bool:
+    """Whether a worker of this kind on this host said lately that it is there.
 
     Raises `SettingsError` or `Unreachable`.
     """
     await check_valkey(redis_url)
     async with Redis.from_url(redis_url) as client:
-        return bool(await client.exists(queue + health_check_key_suffix))
+        alive = await list_workers(client)
+    return any(each.kind == kind and each.host == socket.gethostname() for each in alive)
 
 
 def owner_url() -> str:

@@ -4,7 +4,8 @@ In order: a look at the port, the servers, the schema, the catalogue, the proces
 agent. The end goes the other way round: the ingress first, so that nothing new comes in, then
 the workers, which finish what they have, then the servers. What is kept between two starts
 stands in FLEET_HOME: the servers' data, `secrets.env` (the keys that the data is sealed with)
-and `dev.env` (the address and the key of the development agent).
+and `dev.env` (the address and the key of the development agent). While it runs, `running.env`
+says where the stores are, for the operators' commands.
 """
 
 import asyncio
@@ -47,6 +48,8 @@ from workers.supervisor import Supervisor
 
 ROOT = Path(__file__).resolve().parent.parent
 STOP_ORDER = ("web", "inference", "books")
+RUNNING = "running.env"
+STORES = ("DATABASE_URL", "REDIS_URL")
 
 _READY_TIMEOUT_S = 60.0
 _POLL_S = 0.1
@@ -88,7 +91,11 @@ def _up(signals: StopSignals) -> int:
         asyncio.run(
             check_master_key(environment["DATABASE_URL"], environment["AINFERA_MASTER_KEY"])
         )
-        code = asyncio.run(_run(settings, environment, home, servers, signals))
+        write_env(home / RUNNING, {name: environment[name] for name in STORES})
+        try:
+            code = asyncio.run(_run(settings, environment, home, servers, signals))
+        finally:
+            (home / RUNNING).unlink(missing_ok=True)
         step("servers", "stopping")
     say("Stopped.")
     return code
@@ -166,6 +173,12 @@ def read_env(path: Path) -> dict[str, str]:
         return {}
     pairs = (line.partition("=") for line in path.read_text().splitlines() if "=" in line)
     return {name: value for name, _, value in pairs}
+
+
+def running_environment(home: Path) -> dict[str, str]:
+    """Stores and keys of the fleet that `fleet up` runs in this home; nothing if none runs."""
+    running = read_env(home / RUNNING)
+    return {**read_env(home / "secrets.env"), **running} if running else {}
 
 
 def write_env(path: Path, values: Mapping[str, str]) -> None:

@@ -2,97 +2,37 @@
 
 arq's API, job format, cron and hooks stay. Ours are: a doorbell instead of a poll (a slow
 poll remains as fall-back), a claim that is one Lua call and brings job, payload and try
-along, a short lease per job that only its owner can renew or end, and batched finishes.
+along, a short lease per job that only its owner can renew or end, batched finishes, fair
+turns between tenants (see shared/lanes.py), and a drain that an operator orders from afar.
 All times are the store's own.
 """
 
 import asyncio
 import contextlib
 import logging
-import uuid
+from collections import Counter
 from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
 from arq.connections import create_pool, log_redis_info
-from arq.constants import job_key_prefix, retry_key_prefix
+from arq.constants import job_key_prefix, keep_cronjob_progress
+from arq.cron import CronJob
 from arq.jobs import deserialize_job_raw
 from arq.worker import Retry, Worker
 from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 
-from shared.queue import BELL_SUFFIX, PAYLOAD_PREFIX
+from shared.fleet import BEAT_S, WorkerState
+from shared.lanes import CLAIM, DONE, DONE_KEEP, FINISH, RENEW, QueueKeys
+from shared.queue import JOB_TTL_MS
+from workers.presence import Presence
 
 log = logging.getLogger(__name__)
 
 CLAIM_LIMIT = 64
 FINISH_LIMIT = 128
 FALL_BACK_POLL_S = 0.5
-RETRY_KEY_TTL_S = 90_000
-
-# KEYS: queue, leases by expiry, owners. Jobs whose lease ran out go back first.
-_CLAIM = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local limit = tonumber(ARGV[1])
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, limit)) do
-  redis.call('ZREM', KEYS[2], id)
-  redis.call('HDEL', KEYS[3], id)
-  redis.call('ZADD', KEYS[1], now - 1, id)
-end
-local claimed = {}
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, limit)) do
-  redis.call('ZREM', KEYS[1], id)
-  local job = redis.call('GET', ARGV[4] .. id)
-  if job then
-    redis.call('ZADD', KEYS[2], now + tonumber(ARGV[2]), id)
-    redis.call('HSET', KEYS[3], id, ARGV[3])
-    local try = redis.call('INCR', ARGV[5] .. id)
-    redis.call('EXPIRE', ARGV[5] .. id, ARGV[7])
-    claimed[#claimed + 1] = {id, job, try, redis.call('GET', ARGV[6] .. id)}
-  end
-end
-return claimed
-"""
-
-# Renews what the caller still owns; returns what it has lost.
-_RENEW = """
-local time = redis.call('TIME')
-local expiry = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[1])
-local lost = {}
-for i = 3, #ARGV do
-  if redis.call('HGET', KEYS[2], ARGV[i]) == ARGV[2] then
-    redis.call('ZADD', KEYS[1], 'XX', expiry, ARGV[i])
-  else
-    lost[#lost + 1] = ARGV[i]
-  end
-end
-return lost
-"""
-
-# Ends jobs the caller still owns: `wait` < 0 deletes all of a job, else it is due again then.
-_FINISH = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local ended = 0
-for i = 5, #ARGV, 2 do
-  local id, wait = ARGV[i], tonumber(ARGV[i + 1])
-  if redis.call('HGET', KEYS[3], id) == ARGV[1] then
-    redis.call('HDEL', KEYS[3], id)
-    redis.call('ZREM', KEYS[2], id)
-    if wait < 0 then
-      redis.call('DEL', ARGV[2] .. id, ARGV[3] .. id, ARGV[4] .. id)
-    else
-      redis.call('ZADD', KEYS[1], now + wait, id)
-      if redis.call('LLEN', KEYS[4]) == 0 then redis.call('LPUSH', KEYS[4], 1) end
-    end
-    ended = ended + 1
-  end
-end
-return ended
-"""
-
-DONE = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +43,22 @@ class Claim:
     job: bytes
     attempt: int
     payload: bytes | None
+    tenant: str
+    waited_us: int
+
+    @property
+    def key(self) -> str:
+        """This run of the job; another attempt of the same job is another run."""
+        return f"{self.job_id}:{self.attempt}"
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a run ended: `wait` is DONE, DONE_KEEP, or in how many ms the job is due again."""
+
+    job_id: str
+    attempt: int
+    wait: int
 
 
 class FleetWorker(Worker):
@@ -110,20 +66,36 @@ class FleetWorker(Worker):
 
     `ctx` of a job has arq's `job_id` and `job_try`, and `payload`: the bytes enqueued beside
     the job, or None. A job that raises `Retry`, or is cancelled by a shutdown, is due again;
-    any other end deletes it. `on_lost(job_id)` hears of jobs another worker took over.
+    any other end deletes it. `jobs_per_tenant` of the slots are one tenant's at most.
+    `arq_jobs` is the prefix of the jobs that arq's own `enqueue_job` makes (cron does), or ""
+    for a queue that takes none, whose keys then all are in one slot of a cluster.
     """
 
-    def __init__(self, *args: Any, lease_s: float = 5.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        lease_s: float = 5.0,
+        kind: str = "worker",
+        jobs_per_tenant: int | None = None,
+        arq_jobs: str = job_key_prefix,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.worker_id = uuid.uuid4().hex
-        self._lease_ms = int(lease_s * 1000)
-        self._lease_key = f"{self.queue_name}:lease"
-        self._owner_key = f"{self.queue_name}:owner"
-        self._bell_key = f"{self.queue_name}{BELL_SUFFIX}"
+        self.presence = Presence(kind)
+        self.worker_id = self.presence.worker_id
+        self._lease_us = int(lease_s * 1_000_000)
+        self._tenant_slots = min(jobs_per_tenant or self.max_jobs, self.max_jobs)
+        self._arq_jobs = arq_jobs
+        self._keys = QueueKeys(self.queue_name)
         self._wake = asyncio.Event()
-        self._finished: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._drained = self._gave_turn_away = False
+        self._held: Counter[str] = Counter()
+        self._runs: dict[str, asyncio.Task[None]] = {}
+        self._finished: asyncio.Queue[End] = asyncio.Queue()
         self._background: list[asyncio.Task[None]] = []
-        self._last_heart_beat = 0.0
+        self._last_cron = 0.0
 
     async def main(self) -> None:
         """Claim and run jobs until cancelled."""
@@ -135,17 +107,21 @@ class FleetWorker(Worker):
                 default_queue_name=self.queue_name,
                 expires_extra_ms=self.expires_extra_ms,
             )
-        self._claim: AsyncScript = self.pool.register_script(_CLAIM)
-        self._renew: AsyncScript = self.pool.register_script(_RENEW)
-        self._finish: AsyncScript = self.pool.register_script(_FINISH)
+        self._claim: AsyncScript = self.pool.register_script(CLAIM)
+        self._renew: AsyncScript = self.pool.register_script(RENEW)
+        self._finish: AsyncScript = self.pool.register_script(FINISH)
+        self.presence.open(self.pool)
         await log_redis_info(self.pool, log.info)
         self.ctx["redis"] = self.pool
         if self.on_startup:
             await self.on_startup(self.ctx)
+        # a drain that was ordered before we started holds before the first claim
+        await self._say_hello()
         self._background = [
             self.loop.create_task(self._listen(), name="bell"),
             self.loop.create_task(self._keep_leases(), name="leases"),
             self.loop.create_task(self._finisher(), name="finisher"),
+            self.loop.create_task(self._keep_saying(), name="presence"),
         ]
         while True:
             try:
@@ -154,15 +130,26 @@ class FleetWorker(Worker):
                 log.warning("queue_unreachable", extra={"error": repr(error)})
                 await asyncio.sleep(0.5)
 
+    # -- claiming -------------------------------------------------------------------------
+
+    @property
+    def _may_claim(self) -> bool:
+        return self.allow_pick_jobs and not self._drained and self.job_counter < self.max_jobs
+
+    def _note_room(self) -> None:
+        """Whether to listen for the bell: a ring that we cannot follow is another's to hear."""
+        if self._may_claim:
+            self._room.set()
+        else:
+            self._room.clear()
+
     async def _poll_iteration(self) -> None:
         self._wake.clear()
         room = min(self.max_jobs - self.job_counter, CLAIM_LIMIT)
-        claims = await self._claim_up_to(room) if self.allow_pick_jobs and room > 0 else []
+        claims = await self._claim_up_to(room) if self._may_claim else []
         for claim in claims:
             self._start(claim)
-        if self.loop.time() - self._last_heart_beat > FALL_BACK_POLL_S:
-            self._last_heart_beat = self.loop.time()
-            await self.heart_beat()
+        await self._keep_time()
         if len(claims) < room or room <= 0:
             # not wait_for: on Python 3.11 it can swallow the cancellation that ends us
             with contextlib.suppress(TimeoutError):
@@ -170,53 +157,115 @@ class FleetWorker(Worker):
                     await self._wake.wait()
 
     async def _claim_up_to(self, limit: int) -> list[Claim]:
-        rows = await self._claim(
-            keys=[self.queue_name, self._lease_key, self._owner_key],
+        keys = self._keys
+        free = [
+            part
+            for tenant, held in self._held.items()
+            if self._tenant_slots - held < limit
+            for part in (tenant, self._tenant_slots - held)
+        ]
+        rows, gave_turn_away = await self._claim(
+            keys=[keys.queue, keys.lease, keys.bell, keys.passed],
             args=[
                 limit,
-                self._lease_ms,
+                self._lease_us,
                 self.worker_id,
-                job_key_prefix,
-                retry_key_prefix,
-                PAYLOAD_PREFIX,
-                RETRY_KEY_TTL_S,
+                self._arq_jobs,
+                self._tenant_slots,
+                JOB_TTL_MS,
+                *free,
             ],
         )
-        return [Claim(row[0].decode(), row[1], row[2], row[3] or None) for row in rows]
+        self._gave_turn_away = bool(gave_turn_away)
+        return [
+            Claim(row[0].decode(), row[1], row[2], row[3] or None, row[4].decode(), row[5])
+            for row in rows
+        ]
+
+    async def _keep_time(self) -> None:
+        """arq's cron, but not while drained: it would catch up every fire that was missed."""
+        now = self.loop.time()
+        if not self.cron_jobs or now - self._last_cron < FALL_BACK_POLL_S:
+            return
+        self._last_cron = now
+        if self._drained:
+            for job in self.cron_jobs:
+                job.next_run = None
+        else:
+            await self.heart_beat()
+
+    async def record_health(self) -> None:
+        """arq's own sign of life is not needed: the registry has a line for each worker."""
+
+    async def _listen(self) -> None:
+        """Wait for the bell while there is room for a job."""
+        while self.allow_pick_jobs:
+            await self._room.wait()
+            bells = [self._keys.bell]
+            if not self._gave_turn_away:
+                bells.append(self._keys.passed)
+            try:
+                heard = await cast(Awaitable[Any], self.pool.blpop(bells, timeout=5))
+                if heard and not self._may_claim:
+                    await cast(Awaitable[Any], self.pool.lpush(heard[0], 1))
+            except (RedisError, OSError):
+                await asyncio.sleep(0.3)
+            self._wake.set()
+
+    # -- running --------------------------------------------------------------------------
 
     def _start(self, claim: Claim) -> None:
+        if (older := self._runs.get(claim.job_id)) is not None:
+            # our own lease ran out and the job came back to us: there is one run of it only
+            older.cancel()
         self.job_counter += 1
+        self._held[claim.tenant] += 1
+        self._note_room()
+        self.presence.picked_up(claim.waited_us)
         task = self.loop.create_task(self._run_claimed(claim))
-        self.tasks[claim.job_id] = self.job_tasks[claim.job_id] = task
+        self._runs[claim.job_id] = task
+        self.tasks[claim.key] = self.job_tasks[claim.key] = task
 
     async def _run_claimed(self, claim: Claim) -> None:
-        wait = DONE
+        wait, outcome = DONE, "done"
         try:
-            await self._call_function(claim)
+            wait = await self._call_function(claim)
             self.jobs_complete += 1
         except Retry as retry:
             self.jobs_retried += 1
-            wait = int(retry.defer_score or 0)
+            wait, outcome = int(retry.defer_score or 0), "retried"
         except asyncio.CancelledError:
             self.jobs_retried += 1
-            wait = 0
+            wait, outcome = 0, "retried"
         except Exception:  # the edge of a job: whatever it was, the worker goes on
             self.jobs_failed += 1
+            outcome = "failed"
             log.exception("job_failed", extra={"job_id": claim.job_id, "attempt": claim.attempt})
         finally:
             was_full = self.job_counter >= self.max_jobs
-            self.job_counter -= 1
-            self.tasks.pop(claim.job_id, None)
-            self.job_tasks.pop(claim.job_id, None)
-            self._finished.put_nowait((claim.job_id, wait))
-            if was_full:
+            self._let_go(claim)
+            self.presence.ended(outcome)
+            self._finished.put_nowait(End(claim.job_id, claim.attempt, wait))
+            if was_full or self._gave_turn_away:
                 self._wake.set()
 
-    async def _call_function(self, claim: Claim) -> None:
+    def _let_go(self, claim: Claim) -> None:
+        self.job_counter -= 1
+        self._held[claim.tenant] -= 1
+        if not self._held[claim.tenant]:
+            del self._held[claim.tenant]
+        if self._runs.get(claim.job_id) is self.tasks.pop(claim.key, None):
+            self._runs.pop(claim.job_id, None)
+        self.job_tasks.pop(claim.key, None)
+        self._note_room()
+
+    async def _call_function(self, claim: Claim) -> int:
         name, args, kwargs, _, _ = deserialize_job_raw(
             claim.job, deserializer=self.job_deserializer
         )
         function = self.functions[name]
+        if claim.attempt > (function.max_tries or self.max_tries):
+            raise RuntimeError(f"{name} was tried {claim.attempt - 1} times in vain")
         limit = function.timeout_s or self.job_timeout_s
         ctx = {
             **self.ctx,
@@ -224,41 +273,38 @@ class FleetWorker(Worker):
             "job_try": claim.attempt,
             "payload": claim.payload,
         }
+        if self.on_job_start:
+            await self.on_job_start(ctx)
         async with asyncio.timeout(limit):
             await function.coroutine(ctx, *args, **kwargs)
+        if self.on_job_end:
+            await self.on_job_end(ctx)
+        # another worker's clock may bring it to the same fire of a cron job a little later
+        return DONE_KEEP if isinstance(function, CronJob) else DONE
 
-    async def _listen(self) -> None:
-        """Wait for the bell while there is room for a job."""
-        while True:
-            if not self.allow_pick_jobs or self.job_counter >= self.max_jobs:
-                await asyncio.sleep(0.02)
-                continue
-            try:
-                await cast(Awaitable[Any], self.pool.blpop([self._bell_key], timeout=5))
-            except (RedisError, OSError):
-                await asyncio.sleep(0.3)
-            self._wake.set()
+    # -- leases and ends --------------------------------------------------------------------
 
     async def _keep_leases(self) -> None:
         """Renew thrice per lease; a job that was lost to another worker stops here."""
         while True:
-            await asyncio.sleep(self._lease_ms / 3000)
+            await asyncio.sleep(self._lease_us / 3_000_000)
             if not self.job_tasks:
                 continue
+            runs = [part for key in self.job_tasks for part in key.rsplit(":", 1)]
             try:
                 lost = await self._renew(
-                    keys=[self._lease_key, self._owner_key],
-                    args=[self._lease_ms, self.worker_id, *self.job_tasks],
+                    keys=[self._keys.queue, self._keys.lease],
+                    args=[self._lease_us, self.worker_id, *runs],
                 )
             except (RedisError, OSError):
                 continue
-            self._drop_lost([job_id.decode() for job_id in lost])
+            self._drop_lost([key.decode() for key in lost])
 
-    def _drop_lost(self, job_ids: Iterable[str]) -> None:
-        for job_id in job_ids:
-            task = self.job_tasks.get(job_id)
+    def _drop_lost(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            task = self.job_tasks.get(key)
             if task is not None and not task.done():
-                log.warning("lease_lost", extra={"job_id": job_id})
+                log.warning("lease_lost", extra={"job_id": key.rpartition(":")[0]})
                 task.cancel()
 
     async def _finisher(self) -> None:
@@ -276,13 +322,41 @@ class FleetWorker(Worker):
                     raise
                 await asyncio.sleep(0.2)
 
-    async def _finish_all(self, ended: Iterable[tuple[str, int]]) -> None:
-        pairs = [part for end in ended for part in end]
-        if pairs:
+    async def _finish_all(self, ended: Iterable[End]) -> None:
+        parts = [part for end in ended for part in (end.job_id, end.attempt, end.wait)]
+        if parts:
+            keys = self._keys
             await self._finish(
-                keys=[self.queue_name, self._lease_key, self._owner_key, self._bell_key],
-                args=[self.worker_id, job_key_prefix, retry_key_prefix, PAYLOAD_PREFIX, *pairs],
+                keys=[keys.queue, keys.lease, keys.bell],
+                args=[self.worker_id, self._arq_jobs, keep_cronjob_progress * 1000, *parts],
             )
+
+    # -- what operators see and order -------------------------------------------------------
+
+    @property
+    def state(self) -> WorkerState:
+        if not self.allow_pick_jobs:
+            return "stopping"
+        if self._drained:
+            return "draining" if self.tasks else "drained"
+        return "running"
+
+    async def _keep_saying(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            await self._say_hello()
+
+    async def _say_hello(self) -> None:
+        try:
+            drained = await self.presence.beat(self.state, self.job_counter, self.max_jobs)
+        except (RedisError, OSError) as error:
+            log.warning("presence_not_said", extra={"error": repr(error)})
+            return
+        if drained != self._drained:
+            self._drained = drained
+            log.info("drained" if drained else "resumed", extra={"jobs": self.job_counter})
+            self._note_room()
+            self._wake.set()
 
     async def close(self) -> None:
         """Hand back what still runs, end what has ended, then close as arq does."""
@@ -299,6 +373,7 @@ class FleetWorker(Worker):
         if self._pool is not None:
             try:
                 await self._finish_all(ended)
+                await self.presence.leave()
             except (RedisError, OSError) as error:
                 log.warning("hand_back_failed", extra={"jobs": len(ended), "error": repr(error)})
         await super().close()

@@ -1,6 +1,7 @@
 """All that the fleet runs: which worker has which functions, and the cron table."""
 
 import logging
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +32,9 @@ from workers.sweep import BooksDeps, expire_grants, release_expired_holds
 
 log = logging.getLogger(__name__)
 
+# run_inference itself ends a call that was tried too often: by a settlement, not by forgetting it
+NEVER_TOO_OFTEN = sys.maxsize
+
 
 def _common(settings: Settings) -> dict[str, Any]:
     redis: RedisSettings = redis_settings(settings.redis_url)
@@ -42,7 +46,6 @@ def _common(settings: Settings) -> dict[str, Any]:
         "log_results": False,
         "lease_s": settings.lease_s,
         "job_completion_wait": max(1, int(settings.drain_grace_s)),
-        "health_check_interval": 5,
     }
 
 
@@ -88,10 +91,14 @@ def inference_worker(settings: Settings) -> FleetWorker:
 
     return FleetWorker(
         functions=[run_inference],
+        kind="inference",
         queue_name=INFERENCE_QUEUE,
+        arq_jobs="",
         on_startup=startup,
         on_shutdown=shutdown,
         max_jobs=settings.jobs_per_worker,
+        jobs_per_tenant=settings.tenant_slots,
+        max_tries=NEVER_TOO_OFTEN,
         job_timeout=settings.call_deadline_s * 2,
         **_common(settings),
     )
@@ -116,6 +123,7 @@ def books_worker(settings: Settings) -> FleetWorker:
             cron(release_expired_holds, second={0, 15, 30, 45}, run_at_startup=True, keep_result=0),
             cron(expire_grants, minute={0, 15, 30, 45}, run_at_startup=True, keep_result=0),
         ],
+        kind="books",
         queue_name=BOOKS_QUEUE,
         on_startup=startup,
         on_shutdown=shutdown,

@@ -81,6 +81,8 @@ def environment(
         "AINFERA_INTERNAL_KEY": secrets.token_urlsafe(32),
         "MAX_BODY_BYTES": str(1024 * 1024),
         "DRAIN_GRACE_SECONDS": "5",
+        # a crowd of one tenant's calls may have the one worker to itself
+        "JOBS_PER_TENANT": "256",
         **changes,
     }
 

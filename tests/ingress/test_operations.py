@@ -3,8 +3,10 @@
 from typing import Any, cast
 
 import httpx
+import orjson
 import pytest
 from fastapi import FastAPI
+from redis.asyncio import Redis
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -13,9 +15,12 @@ from ingress.deps import Deps
 from ingress.middleware import RequestContext
 from shared.config import Settings
 from shared.db import Database
+from shared.domain.inference import Dialect
 from shared.errors import AinferaError
+from shared.fleet import Registry
 from shared.ids import mint_id
 from shared.metrics import MOST_PATHS, OTHER, PathLabels
+from shared.queue import Envelope
 from tests.ingress.conftest import BASE_URL, OpenApp, SignUp, leave_call
 
 
@@ -94,20 +99,13 @@ async def test_the_failing_dependency_is_named(open_app: OpenApp) -> None:
             text = await scrape(client, deps)
             assert str(value_of(text, "ainfera_audit_chain_height")) == "nan"
 
-        async with bare_app(deps.settings, db=deps.db, redis=FailingRedis()) as client:
+        nowhere = Redis.from_url("unix:///nowhere/at/all")
+        async with bare_app(deps.settings, db=deps.db, redis=nowhere) as client:
             ready = await client.get("/ready")
             assert ready.status_code == 503
             assert ready.json()["failing"] == "valkey"
             text = await scrape(client, deps)
-            assert str(value_of(text, 'ainfera_queue_depth{queue="inference"}')) == "nan"
-
-
-class FailingRedis:
-    async def ping(self) -> None:
-        raise ConnectionRefusedError
-
-    async def zcard(self, name: str) -> int:
-        raise ConnectionRefusedError
+            assert str(value_of(text, 'ainfera_queue_depth{priority="interactive"}')) == "nan"
 
 
 async def test_metrics_read_the_books(
@@ -124,7 +122,7 @@ async def test_metrics_read_the_books(
     assert value_of(after, "ainfera_dispatch_without_capture_total") == 0
     assert value_of(after, "ainfera_passthrough_captured_total") == 0
     assert value_of(after, "ainfera_holds_outstanding") == 0
-    assert value_of(after, 'ainfera_queue_depth{queue="inference"}') == 0
+    assert value_of(after, 'ainfera_queue_depth{priority="interactive"}') == 0
     assert 'ainfera_app_info{version="' in after
 
 
@@ -173,7 +171,8 @@ def test_only_so_many_paths_have_a_name() -> None:
 
 
 async def test_operators_views_are_not_in_the_api_description(client: httpx.AsyncClient) -> None:
-    assert "/metrics" not in (await client.get("/openapi.json")).json()["paths"]
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    assert [path for path in paths if path == "/metrics" or path.startswith("/internal")] == []
 
 
 @pytest.mark.parametrize("flag", [False, True])
@@ -183,3 +182,112 @@ async def test_no_rail_is_live(open_app: OpenApp, flag: bool) -> None:
     assert status["live"] is False
     assert [rail["rail"] for rail in status["rails"]] == ["cdp", "stripe", "xendit"]
     assert all(set(rail) == {"rail", "configured", "live"} for rail in status["rails"])
+
+
+def said_by(worker_id: str) -> dict[str, Any]:
+    """What a worker says of itself."""
+    counted = dict.fromkeys(
+        ("pid", "jobs", "max_jobs", "done", "failed", "retried", "per_second"), 0
+    )
+    words = {"kind": "inference", "host": "h", "version": "1", "state": "running"}
+    return {**counted, **words, "id": worker_id, "started_at": "2026-01-01T00:00:00+00:00"}
+
+
+def envelope_of(tenant_id: str) -> Envelope:
+    caller = {"tenant_id": tenant_id}
+    return Envelope(mint_id(), mint_id(), Dialect.NATIVE, "reply", caller, 1.0, "trace", b"{}")
+
+
+def operators_key(deps: Deps) -> dict[str, str]:
+    return {"x-ainfera-internal-key": deps.settings.internal_key.get_secret_value()}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/internal/queue"),
+        ("GET", "/internal/workers"),
+        ("GET", f"/internal/jobs/{mint_id()}"),
+        ("POST", "/internal/drain"),
+        ("POST", "/internal/resume"),
+    ],
+)
+async def test_operators_views_want_the_key_before_any_store_is_asked(
+    settings: Settings, method: str, path: str
+) -> None:
+    async with bare_app(settings) as client:
+        refused = await client.request(method, path, json={"worker": "all"})
+    assert (refused.status_code, refused.json()["code"]) == (401, "invalid_internal_key")
+
+
+async def test_the_operators_views_are_those_of_the_fleet(
+    client: httpx.AsyncClient, deps: Deps
+) -> None:
+    key, worker_id = operators_key(deps), "operations-test-1"
+    registry = Registry(deps.redis, worker_id)
+    await registry.beat(said_by(worker_id), {})
+    waits = envelope_of("operations-tenant")
+    await deps.queue.enqueue(waits)
+
+    status = (await client.get("/internal/queue", headers=key)).json()
+    assert (status["ready"], status["depth"]["interactive"], status["leased"]) == (1, 1, 0)
+    (worker,) = (await client.get("/internal/workers", headers=key)).json()
+    assert (worker["id"], worker["state"]) == (worker_id, "running")
+    job = (await client.get(f"/internal/jobs/{waits.inference_id}", headers=key)).json()
+    assert (job["state"], job["place"]) == ("waiting", 1)
+
+    told = await client.post("/internal/drain", headers=key, json={"worker": worker_id})
+    assert (told.status_code, told.json()) == (200, {"draining": [worker_id]})
+    assert await registry.beat(said_by(worker_id), {})
+    told = await client.post("/internal/resume", headers=key, json={"worker": "all"})
+    assert told.json() == {"resumed": [worker_id]}
+    assert not await registry.beat(said_by(worker_id), {})
+    unknown = await client.post("/internal/drain", headers=key, json={"worker": "nobody"})
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "not_found")
+
+    text = await scrape(client, deps)
+    assert value_of(text, 'ainfera_queue_depth{priority="interactive"}') == 1
+    assert value_of(text, "ainfera_queue_ready") == 1
+    assert value_of(text, 'ainfera_workers{kind="inference",state="running"}') == 1
+    await registry.leave()
+    await deps.redis.flushdb()
+
+
+async def test_what_the_workers_counted_is_shown_as_their_metrics(
+    client: httpx.AsyncClient, deps: Deps
+) -> None:
+    calls = orjson.dumps(
+        ["ainfera_provider_calls_total", {"provider": "openai", "outcome": "succeeded"}]
+    )
+    bucket = orjson.dumps(["ainfera_pick_up_seconds_bucket", {"le": "0.005"}])
+    for worker, n in (("one", 2), ("other", 3)):
+        await Registry(deps.redis, worker).beat(said_by(worker), {calls: n, bucket: n})
+    text = await scrape(client, deps)
+    sample = 'ainfera_provider_calls_total{outcome="succeeded",provider="openai"}'
+    assert value_of(text, sample) == 5
+    assert value_of(text, 'ainfera_pick_up_seconds_bucket{le="0.005"}') == 5
+    assert text.count("# TYPE ainfera_provider_calls_total counter") == 1
+    assert text.count("# TYPE ainfera_pick_up_seconds histogram") == 1
+    await deps.redis.flushdb()
+
+
+@pytest.mark.parametrize(
+    ("limits", "status", "code"),
+    [({"max_queue_depth": 1}, 503, "overloaded"), ({"max_tenant_queue": 1}, 429, "rate_limited")],
+)
+async def test_a_full_queue_refuses_with_a_time_to_come_again(
+    open_app: OpenApp, limits: dict[str, int], status: int, code: str
+) -> None:
+    async with open_app(**limits) as (client, deps):
+        new = (await client.post("/v1/agents/signup", json={"agent_handle": "varda"})).json()
+        await deps.queue.enqueue(envelope_of(new["tenant_id"]))
+        refused = await client.post(
+            "/v1/inference",
+            headers={"authorization": f"Bearer {new['api_key']}"},
+            json={"model": "ainfera-inference", "messages": [{"role": "user", "content": "Hi"}]},
+        )
+        assert (refused.status_code, refused.json()["code"]) == (status, code)
+        # nobody works here, so nobody knows when there will be room
+        assert refused.headers["retry-after"] == "60"
+        assert deps.relay.open_replies == 0
+        await deps.redis.flushdb()

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 
 import pytest_asyncio
+from redis.asyncio import Redis
 
 from shared.db import APP_ROLE, Connection, connect
 from tests.workers.ledger_cases import check_books
@@ -15,3 +16,10 @@ async def ledger_db(database_url: str) -> AsyncIterator[Connection]:
     yield connection
     await check_books(connection)
     await connection.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    client = Redis.from_url(redis_url)
+    yield client
+    await client.aclose()

@@ -1,89 +1,14 @@
 """The claim loop on a real Valkey: every job once, none lost, none kept by a dead worker."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from uuid import uuid4
 
 import orjson
-import pytest_asyncio
 from redis.asyncio import Redis
 
-from shared.domain.inference import Dialect
-from shared.ids import mint_id
-from shared.queue import (
-    INFERENCE_QUEUE,
-    PAYLOAD_PREFIX,
-    Envelope,
-    InferenceQueue,
-    deserialize_job,
-    redis_settings,
-    serialize_job,
-)
-from workers.fleet import FleetWorker
-
-Job = Callable[..., Awaitable[None]]
-
-
-def envelope(body: bytes = b'{"model":"m"}') -> Envelope:
-    caller = {"tenant_id": "t"}
-    return Envelope(mint_id(), mint_id(), Dialect.NATIVE, "reply", caller, 1.0, "trace", body)
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    client = Redis.from_url(redis_url)
-    yield client
-    await client.aclose()
-
-
-class Running:
-    """A worker in this process, stopped as a shutdown or as a crash stops it."""
-
-    def __init__(self, redis_url: str, job: Job, **kwargs: Any) -> None:
-        job.__qualname__ = "run_inference"
-        self.worker = FleetWorker(
-            functions=[job],
-            queue_name=INFERENCE_QUEUE,
-            redis_settings=redis_settings(redis_url),
-            job_serializer=serialize_job,
-            job_deserializer=deserialize_job,
-            handle_signals=False,
-            keep_result=0,
-            **kwargs,
-        )
-        self._task = asyncio.create_task(self.worker.async_run())
-
-    async def crash(self) -> None:
-        """Stop without a word to the store, as kill -9 would."""
-        for task in [self._task, *self.worker._background]:
-            task.cancel()
-        worker: Any = self.worker
-        worker._finish_all = _nothing
-        for running in list(self.worker.tasks.values()):
-            running.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-
-    async def stop(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        await self.worker.close()
-
-
-async def _nothing(*_: Any) -> None:
-    return None
-
-
-async def until(condition: Callable[[], bool], patience_s: float = 10) -> None:
-    ends_at = asyncio.get_running_loop().time() + patience_s
-    while not condition():
-        assert asyncio.get_running_loop().time() < ends_at, "it did not come about"
-        await asyncio.sleep(0.005)
-
-
-async def keys_left(redis: Redis) -> list[bytes]:
-    """All but the bell: a ring that nobody was there to hear is harmless."""
-    return sorted(key for key in await redis.keys("*") if not key.endswith(b":bell"))
+from shared.queue import Envelope, InferenceQueue
+from tests.workers.running import KEYS, Running, envelope, keys_left, until
 
 
 async def test_each_job_runs_once_with_its_payload_and_leaves_nothing_behind(
@@ -97,7 +22,8 @@ async def test_each_job_runs_once_with_its_payload_and_leaves_nothing_behind(
     one, other = Running(redis_url, job), Running(redis_url, job)
     queue = InferenceQueue(redis)
     sent = [envelope(orjson.dumps({"n": n})) for n in range(300)]
-    assert all(await asyncio.gather(*[queue.enqueue(each) for each in sent]))
+    taken = await asyncio.gather(*[queue.enqueue(each) for each in sent])
+    assert {each.result for each in taken} == {"QUEUED"}
     await until(lambda: len(seen) >= 300)
     await one.stop()
     await other.stop()
@@ -107,17 +33,19 @@ async def test_each_job_runs_once_with_its_payload_and_leaves_nothing_behind(
 
 async def test_the_same_id_is_queued_once(redis: Redis) -> None:
     queue, twice = InferenceQueue(redis), envelope()
-    assert await queue.enqueue(twice)
-    assert not await queue.enqueue(twice)
+    assert (await queue.enqueue(twice)).result == "QUEUED"
+    again = await queue.enqueue(twice)
+    assert (again.result, again.depth) == ("EXISTS", 1)
 
 
 async def test_the_job_carries_the_id_alone(redis: Redis) -> None:
     sent = envelope(b'{"messages":"secret words"}')
     await InferenceQueue(redis).enqueue(sent)
-    job = await redis.get(f"arq:job:{sent.inference_id}")
+    hashes: Any = redis  # redis-py types its hash commands for both of its clients at once
+    job = await hashes.hget(KEYS.job(str(sent.inference_id)), "job")
     assert orjson.loads(job)["a"] == [str(sent.inference_id)]
     assert b"secret" not in job
-    assert b"secret" in await redis.get(f"{PAYLOAD_PREFIX}{sent.inference_id}")
+    assert b"secret" in await redis.get(KEYS.payload(str(sent.inference_id)))
 
 
 async def test_a_dead_workers_job_runs_on_another_as_a_second_try(
@@ -158,13 +86,13 @@ async def test_a_worker_that_lost_its_lease_stops_the_job(redis: Redis, redis_ur
     await started.wait()
     thief = uuid4().hex
     owners: Any = redis  # redis-py types its hash commands for both of its clients at once
-    await owners.hset(f"{INFERENCE_QUEUE}:owner", str(sent.inference_id), thief)
+    await owners.hset(KEYS.job(str(sent.inference_id)), "owner", thief)
     async with asyncio.timeout(5):
         await stopped.wait()
     await running.stop()
     # what the thief holds is the thief's: neither the owner nor the payload was touched
-    assert await owners.hget(f"{INFERENCE_QUEUE}:owner", str(sent.inference_id)) == thief.encode()
-    assert await redis.exists(f"{PAYLOAD_PREFIX}{sent.inference_id}")
+    assert await owners.hget(KEYS.job(str(sent.inference_id)), "owner") == thief.encode()
+    assert await redis.exists(KEYS.payload(str(sent.inference_id)))
 
 
 async def test_a_shutdown_hands_its_jobs_back(redis: Redis, redis_url: str) -> None:
@@ -179,8 +107,8 @@ async def test_a_shutdown_hands_its_jobs_back(redis: Redis, redis_url: str) -> N
     await InferenceQueue(redis).enqueue(sent)
     await started.wait()
     await running.stop()
-    assert await redis.zscore(INFERENCE_QUEUE, str(sent.inference_id)) is not None
-    assert not await redis.exists(f"{INFERENCE_QUEUE}:owner")
+    assert await redis.zscore(KEYS.waiting, str(sent.inference_id)) is not None
+    assert not await redis.exists(KEYS.lease)
 
 
 async def test_a_failing_job_takes_nobody_with_it(redis: Redis, redis_url: str) -> None:

@@ -1,0 +1,294 @@
+"""How a queue lies in the store, and the scripts that move jobs about in it.
+
+Every key begins with the queue's name, which is a hash tag, so that a queue lies in one slot
+of a cluster. For a queue named `q`:
+
+    q                  sorted set: jobs not due yet, by when they are (ms); arq's enqueue adds here
+    q:job:<id>         hash: `job` in arq's format, `lane`, `try` (claims so far), `at` (enqueued,
+                       us), `since` (waits since, us), `owner` (<worker>:<try> while in work)
+    q:payload:<id>     the bytes enqueued beside the job
+    q:lane:<c>:<t>     list: the waiting jobs of tenant `t` in priority class `c`, in their order
+    q:waiting          sorted set: all waiting jobs, by class and since when they wait
+    q:turns            sorted set: the lanes that have jobs, by class and their last turn
+    q:turn             the last turn that was given: the store's clock, but never backwards
+    q:lease            sorted set: jobs in work, by when their lease ends (us)
+    q:claims           hash: how many jobs were claimed in this window of time and the one before
+    q:bell, q:passed   lists of one ring at most, for workers that wait
+
+Which lanes and jobs a script touches is known only inside it, so it makes their names from the
+queue's. That is sound on a cluster because all of them are in the slot of the queue's own key.
+
+All times are the store's own. Lanes of a class take turns; a tenant that has as many jobs as it
+may in one worker gives its turn away there, and then `passed` is rung, which only workers listen
+to that have room for everybody.
+
+Scores by class and time are `class * CLASS_SPAN + us`: whole numbers that a double holds.
+"""
+
+WINDOW_S = 5
+CLASS_SPAN = 3_000_000_000_000_000  # microseconds; a class's scores do not reach the next's
+
+_NOW = f"""
+local SPAN = {CLASS_SPAN}
+local q = KEYS[1]
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local function job_key(id) return q .. ':job:' .. id end
+local function payload_key(id) return q .. ':payload:' .. id end
+local function lane_key(lane) return q .. ':lane:' .. lane end
+local function in_class(lane, us) return lane:sub(1, 1) * SPAN + us end
+"""
+
+# A lane is among the turns exactly while it has jobs.
+_WAIT = """
+local function ring(bell)
+  if redis.call('LLEN', bell) == 0 then redis.call('LPUSH', bell, 1) end
+end
+local function wait_in(lane, id, push)
+  redis.call('ZADD', q .. ':waiting', in_class(lane, now), id)
+  if redis.call(push, lane_key(lane), id) == 1 then
+    redis.call('ZADD', q .. ':turns', in_class(lane, now), lane)
+  end
+end
+local function back_to(lane, id)
+  redis.call('HSET', job_key(id), 'since', now, 'owner', '')
+  wait_in(lane, id, 'LPUSH')
+end
+"""
+
+# KEYS: queue, bell. ARGV: id, job, payload, ttl (ms), lane, attempts, limited (0 or 1), most
+# jobs, longest wait (us), most jobs in a lane.
+# A lane is too old by its first job. The queue is too old when the lane whose turn comes next
+# has waited too long for it, for so long would a newcomer wait: a tenant with a long queue of
+# its own refuses nobody else.
+ENQUEUE = (
+    _NOW
+    + _WAIT
+    + f"""
+local WINDOW = {WINDOW_S} * 1000000
+local function rate()  -- claims in a thousand seconds, of late
+  local window = math.floor(now / WINDOW)
+  local kept = redis.call('HMGET', q .. ':claims', window, window - 1)
+  local passed = (now - window * WINDOW) / WINDOW
+  return (tonumber(kept[1] or 0) + tonumber(kept[2] or 0) * (1 - passed)) * 1000 / {WINDOW_S}
+end
+"""
+    + """
+local id, lane, longest = ARGV[1], ARGV[5], tonumber(ARGV[9])
+local function since(key)  -- how long the first interactive one waits
+  local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]
+  return first and tonumber(first) < SPAN and math.max(0, now - tonumber(first)) or 0
+end
+local depth, oldest = redis.call('ZCARD', q .. ':waiting'), 0
+if depth > 0 then oldest = since(q .. ':waiting') end
+local function refuse(result, in_lane)
+  if redis.call('EXISTS', job_key(id)) == 1 then return {'EXISTS', depth, oldest} end
+  local lanes = redis.call('ZCARD', q .. ':turns')
+  return {result, depth, oldest, in_lane, lanes, math.floor(rate())}
+end
+if ARGV[7] == '1' and depth > 0 then
+  local in_lane = redis.call('LLEN', lane_key(lane))
+  if in_lane >= tonumber(ARGV[10]) then return refuse('TENANT_BUSY', in_lane) end
+  if depth >= tonumber(ARGV[8]) or (oldest > longest and since(q .. ':turns') > longest) then
+    return refuse('BUSY', in_lane)
+  end
+  if in_lane > 0 and oldest > longest and lane:sub(1, 1) == '0' then
+    local first = redis.call('LINDEX', lane_key(lane), 0)
+    if now - tonumber(redis.call('ZSCORE', q .. ':waiting', first) or now) > longest then
+      return refuse('TENANT_BUSY', in_lane)
+    end
+  end
+end
+if redis.call('EXISTS', job_key(id)) == 1 then return {'EXISTS', depth, oldest} end
+redis.call('HSET', job_key(id), 'job', ARGV[2], 'lane', lane, 'try', ARGV[6], 'at', now,
+  'since', now)
+redis.call('PEXPIRE', job_key(id), ARGV[4])
+redis.call('SET', payload_key(id), ARGV[3], 'PX', ARGV[4])
+wait_in(lane, id, 'RPUSH')
+ring(KEYS[2])
+return {'QUEUED', depth + 1, oldest}
+"""
+)
+
+# KEYS: queue, leases, bell, passed. ARGV: how many, lease (us), worker, prefix of jobs that arq
+# itself enqueued or '', slots of a tenant, ttl (ms), then tenants and the slots left to them in
+# this worker. Returns the claims, and 1 if a lane gave its turn away.
+CLAIM = (
+    _NOW
+    + _WAIT
+    + f"local WINDOW = {WINDOW_S} * 1000000\n"
+    + """
+local limit, foreign, turns = tonumber(ARGV[1]), ARGV[4], q .. ':turns'
+local free = {}
+for i = 7, #ARGV, 2 do free[ARGV[i]] = tonumber(ARGV[i + 1]) end
+
+-- what a dead worker had goes to the front of its lane; the oldest last, so it is first there
+local lost = {}
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, limit)) do
+  redis.call('ZREM', KEYS[2], id)
+  local job = redis.call('HMGET', job_key(id), 'lane', 'at')
+  if job[1] then
+    lost[#lost + 1] = {id = id, lane = job[1], at = tonumber(job[2])}
+  else
+    redis.call('DEL', payload_key(id))
+  end
+end
+table.sort(lost, function(one, other) return one.at > other.at end)
+for _, job in ipairs(lost) do back_to(job.lane, job.id) end
+
+-- what is due by now: retries to the front, what arq enqueued to the end
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', q, '-inf', now / 1000, 'LIMIT', 0, limit)) do
+  redis.call('ZREM', q, id)
+  local lane = redis.call('HGET', job_key(id), 'lane')
+  if lane then
+    back_to(lane, id)
+  elseif foreign ~= '' and redis.call('EXISTS', foreign .. id) == 1 then
+    redis.call('HSET', job_key(id), 'lane', '1:', 'try', 0, 'at', now, 'since', now)
+    redis.call('PEXPIRE', job_key(id), ARGV[6])
+    wait_in('1:', id, 'RPUSH')
+  end
+end
+
+local last
+local function give_turn(lane)
+  last = math.max(now, last or tonumber(redis.call('GET', q .. ':turn') or 0)) + 1
+  redis.call('ZADD', turns, in_class(lane, last), lane)
+end
+
+local claimed = {}
+local function take(lane)
+  local id = redis.call('LPOP', lane_key(lane))
+  if redis.call('EXISTS', lane_key(lane)) == 1 then
+    give_turn(lane)
+  else
+    redis.call('ZREM', turns, lane)
+  end
+  if not id then return 0 end
+  redis.call('ZREM', q .. ':waiting', id)
+  local kept = redis.call('HMGET', job_key(id), 'job', 'try', 'since')
+  local job = kept[1]
+  if not job and foreign ~= '' then job = redis.call('GET', foreign .. id) end
+  if not job or not kept[2] then
+    redis.call('DEL', job_key(id), payload_key(id))
+    return 0
+  end
+  local try = kept[2] + 1
+  redis.call('HSET', job_key(id), 'try', try, 'owner', ARGV[3] .. ':' .. try)
+  redis.call('ZADD', KEYS[2], now + ARGV[2], id)
+  local payload = redis.call('GET', payload_key(id))
+  claimed[#claimed + 1] = {id, job, try, payload, lane:sub(3), now - kept[3]}
+  return 1
+end
+
+-- those that gave their turn away keep their place until the end: the rank of the next one
+local passed, lane = {}, nil
+while #claimed < limit do
+  lane = redis.call('ZRANGE', turns, #passed, #passed)[1]
+  if not lane then break end
+  local tenant = lane:sub(3)
+  local slots = free[tenant] or tonumber(ARGV[5])
+  if slots > 0 then
+    free[tenant] = slots - take(lane)
+  else
+    passed[#passed + 1] = lane
+  end
+end
+for _, each in ipairs(passed) do give_turn(each) end
+if last then redis.call('SET', q .. ':turn', last) end
+
+-- whoever can take what is left shall hear of it
+if lane and redis.call('ZCARD', turns) > #passed then
+  ring(KEYS[3])
+elseif #passed > 0 then
+  ring(KEYS[4])
+end
+if #claimed > 0 then
+  local window, counts = math.floor(now / WINDOW), q .. ':claims'
+  if redis.call('HINCRBY', counts, window, #claimed) == #claimed then
+    for _, each in ipairs(redis.call('HKEYS', counts)) do
+      if tonumber(each) < window - 1 then redis.call('HDEL', counts, each) end
+    end
+  end
+end
+return {claimed, #passed > 0 and 1 or 0}
+"""
+)
+
+# KEYS: queue, leases. ARGV: lease (us), worker, then jobs and their tries. Renews what the
+# caller still owns; returns what it has lost, as <id>:<try>.
+RENEW = (
+    _NOW
+    + """
+local lost = {}
+for i = 3, #ARGV, 2 do
+  if redis.call('HGET', job_key(ARGV[i]), 'owner') == ARGV[2] .. ':' .. ARGV[i + 1] then
+    redis.call('ZADD', KEYS[2], 'XX', now + ARGV[1], ARGV[i])
+  else
+    lost[#lost + 1] = ARGV[i] .. ':' .. ARGV[i + 1]
+  end
+end
+return lost
+"""
+)
+
+DONE, DONE_KEEP = -1, -2
+
+# KEYS: queue, leases, bell. ARGV: worker, prefix of arq's jobs or '', how long such a job is
+# kept if it is (ms), then jobs, their tries and their waits (ms). Ends what the caller still
+# owns: wait -1 deletes all of a job; -2 too, but keeps arq's, so that it is not enqueued again;
+# 0 puts it to the front of its lane; more is when it is due again.
+FINISH = (
+    _NOW
+    + _WAIT
+    + """
+local ended, foreign = 0, ARGV[2]
+local function finish(id, lane, wait)
+  redis.call('ZREM', KEYS[2], id)
+  if wait == 0 then
+    back_to(lane, id)
+    ring(KEYS[3])
+  elseif wait > 0 then
+    redis.call('HSET', job_key(id), 'owner', '')
+    redis.call('ZADD', q, now / 1000 + wait, id)
+  else
+    redis.call('DEL', job_key(id), payload_key(id))
+    if foreign == '' then return end
+    if wait == -2 then
+      redis.call('PEXPIRE', foreign .. id, ARGV[3])
+    else
+      redis.call('DEL', foreign .. id)
+    end
+  end
+end
+for i = 4, #ARGV, 3 do
+  local job = redis.call('HMGET', job_key(ARGV[i]), 'owner', 'lane')
+  if job[1] == ARGV[1] .. ':' .. ARGV[i + 1] then
+    finish(ARGV[i], job[2], tonumber(ARGV[i + 2]))
+    ended = ended + 1
+  end
+end
+return ended
+"""
+)
+
+
+class QueueKeys:
+    """The names of a queue's keys; see above for what each holds."""
+
+    def __init__(self, queue: str) -> None:
+        self.queue = queue
+        self.waiting = f"{queue}:waiting"
+        self.turns = f"{queue}:turns"
+        self.lease = f"{queue}:lease"
+        self.claims = f"{queue}:claims"
+        self.bell = f"{queue}:bell"
+        self.passed = f"{queue}:passed"
+
+    def job(self, job_id: str) -> str:
+        return f"{self.queue}:job:{job_id}"
+
+    def payload(self, job_id: str) -> str:
+        return f"{self.queue}:payload:{job_id}"
+
+    def lane(self, lane: str) -> str:
+        return f"{self.queue}:lane:{lane}"

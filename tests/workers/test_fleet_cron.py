@@ -1,0 +1,88 @@
+"""arq's own enqueue and cron, on a queue that takes them."""
+
+import asyncio
+from typing import Any
+
+from arq import cron
+from redis.asyncio import Redis
+
+from shared.fleet import ALL, drain, resume
+from shared.queue import BOOKS_QUEUE
+from tests.workers.running import Running, keys_left, until
+
+
+async def test_what_arq_itself_enqueues_is_claimed_and_cleared(
+    redis: Redis, redis_url: str
+) -> None:
+    seen: list[tuple[str, int]] = []
+
+    async def job(ctx: dict[str, Any], name: str) -> None:
+        seen.append((name, ctx["job_try"]))
+        if ctx["job_try"] == 1:
+            raise asyncio.CancelledError
+
+    worker = Running(redis_url, job, queue_name=BOOKS_QUEUE, arq_jobs="arq:job:")
+    await until(lambda: worker.worker._pool is not None)
+    pool = worker.worker.pool
+    for name in ("first", "second"):
+        assert await pool.enqueue_job("run_inference", name, _job_id=name)
+    await until(lambda: len(seen) == 4)
+    async with asyncio.timeout(5):
+        while await keys_left(redis):
+            await asyncio.sleep(0.02)
+    assert await pool.enqueue_job("run_inference", "first", _job_id="first"), "its id is free again"
+    await worker.stop()
+    assert set(seen) == {(name, n) for name in ("first", "second") for n in (1, 2)}
+
+
+async def test_a_fire_that_another_worker_enqueues_late_is_not_run_again(
+    redis: Redis, redis_url: str
+) -> None:
+    fires: list[str] = []
+
+    async def fire(ctx: dict[str, Any]) -> None:
+        fires.append(ctx["job_id"])
+
+    async def job(ctx: dict[str, Any], name: str) -> None:
+        return None
+
+    rarely = cron(fire, name="cron:fire", month=1, day=1, hour=0, minute=0)
+    worker = Running(
+        redis_url, job, queue_name=BOOKS_QUEUE, arq_jobs="arq:job:", cron_jobs=[rarely]
+    )
+    await until(lambda: worker.worker._pool is not None)
+    pool = worker.worker.pool
+    assert await pool.enqueue_job("cron:fire", _job_id="cron:fire:1")
+    await until(lambda: len(fires) == 1)
+    async with asyncio.timeout(5):
+        while await keys_left(redis) != [b"arq:job:cron:fire:1"]:
+            await asyncio.sleep(0.02)
+    assert await pool.enqueue_job("cron:fire", _job_id="cron:fire:1") is None
+    assert 0 < await redis.ttl("arq:job:cron:fire:1") <= 60
+    await worker.stop()
+
+
+async def test_a_drained_worker_does_not_make_up_for_the_fires_it_missed(
+    redis: Redis, redis_url: str
+) -> None:
+    fires: list[str] = []
+
+    async def fire(ctx: dict[str, Any]) -> None:
+        fires.append(ctx["job_id"])
+
+    async def job(ctx: dict[str, Any], name: str) -> None:
+        return None
+
+    each_second = cron(fire, name="cron:fire", second=set(range(60)))
+    await drain(redis, ALL)
+    worker = Running(
+        redis_url, job, queue_name=BOOKS_QUEUE, arq_jobs="arq:job:", cron_jobs=[each_second]
+    )
+    await until(lambda: worker.worker.state == "drained")
+    for _ in range(3):  # what follows is only seen if it was given the time for it
+        await asyncio.sleep(1)
+        assert await redis.zcard(BOOKS_QUEUE) == 0
+    await resume(redis, ALL)
+    await until(lambda: len(fires) == 1)
+    assert await redis.zcard(BOOKS_QUEUE) <= 2, "fires of the time it was drained"
+    await worker.stop()
