@@ -1,7 +1,6 @@
 """Which connections are used again, and which never."""
 
 import asyncio
-import socket
 from contextlib import suppress
 
 import httpx
@@ -21,7 +20,7 @@ from tests.workers.transport.script import (
     until,
 )
 from workers.providers import transport as transport_module
-from workers.providers.dialing import dial
+from workers.providers.dialing import Attempt, dial
 from workers.providers.transport import MAX_UNREAD_BYTES, Connection, Origin
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -156,6 +155,17 @@ async def test_a_body_that_is_not_read_to_its_end_closes_its_connection() -> Non
         assert not transport._open
 
 
+async def test_an_answer_that_went_wrong_closes_its_connection_before_it_is_read() -> None:
+    trailers = b"t: t\r\n" * 200_000
+    raw = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n" + trailers + b"\r\n"
+    async with serving(saying(raw)) as server, a_transport() as transport:
+        answer = answer_of(await transport.handle_async_request(post(server.url)))
+        await until(lambda: answer.failed)
+        await server.peers[0].gone.wait()
+        with pytest.raises(httpx.RemoteProtocolError):
+            await answer.read()
+
+
 @pytest.mark.parametrize("say", [b"", b"HTTP/1.1 200 OK\r\ncontent", OK[:-2]])
 async def test_who_is_cancelled_while_waiting_closes_the_connection(say: bytes) -> None:
     async def script(server: Server, peer: Peer) -> None:
@@ -271,9 +281,9 @@ async def test_closing_closes_everything() -> None:
 async def test_closing_while_a_connection_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     connecting = asyncio.Event()
 
-    async def slowly(host: str, port: int) -> socket.socket:
+    async def slowly(host: str, port: int, attempt: Attempt[Connection]) -> Connection:
         await connecting.wait()
-        return await dial(host, port)
+        return await dial(host, port, attempt)
 
     monkeypatch.setattr(transport_module, "dial", slowly)
     async with serving(answering) as server, a_transport() as transport:
@@ -291,6 +301,7 @@ async def test_a_connection_that_is_lost_as_it_is_made(monkeypatch: pytest.Monke
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
             self._transport.abort()
+            self.connection_lost(None)  # before the loop says that the connection is there
 
     monkeypatch.setattr(transport_module, "Connection", Lost)
     async with serving(answering) as server, a_transport() as transport:
