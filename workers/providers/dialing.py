@@ -8,6 +8,7 @@ after the last, and the first to answer wins. Source: RFC 8305.
 import asyncio
 import socket
 from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from itertools import chain, zip_longest
 from typing import Any, Protocol, TypeVar
 
@@ -42,7 +43,7 @@ async def dial(host: str, port: int, attempt: Attempt[C]) -> C:
     if len(addresses) == 1:
         family, peer = addresses[0]
         return await attempt(family, peer[0])
-    return await _first([attempt(family, peer[0]) for family, peer in addresses])
+    return await _first([partial(attempt, family, peer[0]) for family, peer in addresses])
 
 
 def interleave(addresses: Iterable[Address]) -> list[Address]:
@@ -54,7 +55,7 @@ def interleave(addresses: Iterable[Address]) -> list[Address]:
     return [turn for turn in turns if turn is not None]
 
 
-async def _first(attempts: list[Coroutine[Any, Any, C]]) -> C:
+async def _first(attempts: list[Callable[[], Coroutine[Any, Any, C]]]) -> C:
     """Whichever answers first; a failure gives the next one its turn at once."""
     waiting = list(reversed(attempts))
     tasks: list[asyncio.Task[C]] = []
@@ -62,7 +63,7 @@ async def _first(attempts: list[Coroutine[Any, Any, C]]) -> C:
     try:
         while winner is None:
             if waiting:
-                tasks.append(asyncio.create_task(waiting.pop(), name="dial"))
+                tasks.append(asyncio.create_task(waiting.pop()(), name="dial"))
             running = [task for task in tasks if not task.done()]
             if running:
                 patience = ATTEMPT_DELAY_S if waiting else None
@@ -73,8 +74,6 @@ async def _first(attempts: list[Coroutine[Any, Any, C]]) -> C:
                 winner = tasks[0]
         return winner.result()
     finally:
-        for coroutine in waiting:
-            coroutine.close()
         for task in tasks:
             if task is not winner:
                 task.cancel()
