@@ -1,33 +1,49 @@
-"""A connected socket to a host that may have several addresses.
+"""A connection to a host that may have several addresses.
 
 Happy eyeballs: the event loop that the worker runs on tries a host's addresses one after another,
-so that one dead address costs the whole time-out. Here the next address gets its chance a quarter
-of a second after the last, and the first to answer wins. Source: RFC 8305.
+so that one dead address costs the whole time-out. Here the next address gets its chance a moment
+after the last, and the first to answer wins. Source: RFC 8305.
 """
 
 import asyncio
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from itertools import chain, zip_longest
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-# RFC 8305, section 5: the recommended pause before the next address is tried
-ATTEMPT_DELAY_S = 0.25
+# Before the next address is tried. RFC 8305, section 5, recommends half of it where only TCP has
+# to answer; here TLS has to as well, and that takes two round trips more.
+ATTEMPT_DELAY_S = 0.5
 
-Address = tuple[int, tuple[Any, ...]]  # family, and what the socket takes as its peer
+# An address family, and what a socket of it takes as its peer, of which the first is the host.
+Address = tuple[int, tuple[Any, ...]]
 
 
-async def dial(host: str, port: int) -> socket.socket:
-    """A non-blocking TCP socket. Raises OSError, of the first address if none answers.
+class Abortable(Protocol):
+    """A connection that can be given up."""
 
-    Being cancelled closes every attempt.
+    def abort(self) -> None: ...
+
+
+C = TypeVar("C", bound=Abortable)
+# Connects to one address. The loop must make the socket: its own `sock_connect` leaves a watcher
+# behind that may later silence the transport of the same socket.
+Attempt = Callable[[int, str], Coroutine[Any, Any, C]]
+
+
+async def dial(host: str, port: int, attempt: Attempt[C]) -> C:
+    """What the first successful attempt gives. Raises OSError, of the first address if none does.
+
+    Every other attempt is cancelled, or aborted if it succeeded too late.
     """
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses = interleave((info[0], info[4]) for info in found)
     if len(addresses) == 1:
-        return await _attempt(addresses[0])
-    return await _first(addresses)
+        family, peer = addresses[0]
+        return await attempt(family, peer[0])
+    return await _first([partial(attempt, family, peer[0]) for family, peer in addresses])
 
 
 def interleave(addresses: Iterable[Address]) -> list[Address]:
@@ -39,48 +55,32 @@ def interleave(addresses: Iterable[Address]) -> list[Address]:
     return [turn for turn in turns if turn is not None]
 
 
-async def _first(addresses: list[Address]) -> socket.socket:
-    """Whichever answers first; a failure gives the next address its turn at once."""
-    waiting = list(reversed(addresses))
-    attempts: list[asyncio.Task[socket.socket]] = []
-    winner: asyncio.Task[socket.socket] | None = None
+async def _first(attempts: list[Callable[[], Coroutine[Any, Any, C]]]) -> C:
+    """Whichever answers first; a failure gives the next one its turn at once."""
+    waiting = list(reversed(attempts))
+    tasks: list[asyncio.Task[C]] = []
+    winner: asyncio.Task[C] | None = None
     try:
         while winner is None:
             if waiting:
-                attempts.append(asyncio.create_task(_attempt(waiting.pop()), name="dial"))
-            running = [task for task in attempts if not task.done()]
+                tasks.append(asyncio.create_task(waiting.pop()(), name="dial"))
+            running = [task for task in tasks if not task.done()]
             if running:
                 patience = ATTEMPT_DELAY_S if waiting else None
                 first = asyncio.FIRST_COMPLETED
                 await asyncio.wait(running, timeout=patience, return_when=first)
-            winner = next((t for t in attempts if t.done() and not t.exception()), None)
-            if winner is None and not waiting and all(task.done() for task in attempts):
-                winner = attempts[0]
+            winner = next((t for t in tasks if t.done() and not t.exception()), None)
+            if winner is None and not waiting and all(task.done() for task in tasks):
+                winner = tasks[0]
         return winner.result()
     finally:
-        for task in attempts:
+        for task in tasks:
             if task is not winner:
                 task.cancel()
-                task.add_done_callback(_close)
+                task.add_done_callback(_give_up)
 
 
-def _close(task: "asyncio.Task[socket.socket]") -> None:
+def _give_up(task: "asyncio.Task[C]") -> None:
     """An attempt that succeeded together with the winner, or when nobody waited any more."""
     if not task.cancelled() and not task.exception():
-        task.result().close()
-
-
-async def _attempt(address: Address) -> socket.socket:
-    family, peer = address
-    connected = False
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        # small writes do not wait for the answer to the one before
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await asyncio.get_running_loop().sock_connect(sock, peer)
-        connected = True
-        return sock
-    finally:
-        if not connected:
-            sock.close()
+        task.result().abort()

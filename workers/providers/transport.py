@@ -180,12 +180,21 @@ class Transport(httpx.AsyncBaseTransport):
         loop = asyncio.get_running_loop()
         tls = self._tls if origin.scheme == "https" else None
         name = origin.host if tls else None
+
+        async def attempt(family: int, address: str) -> Connection:
+            _, made = await loop.create_connection(
+                lambda: Connection(self, origin),
+                address,
+                origin.port,
+                family=family,
+                ssl=tls,
+                server_hostname=name,
+            )
+            return made
+
         try:
             async with asyncio.timeout(timeout_s):
-                sock = await dial(origin.host, origin.port)
-                _, connection = await loop.create_connection(
-                    lambda: Connection(self, origin), sock=sock, ssl=tls, server_hostname=name
-                )
+                connection = await dial(origin.host, origin.port, attempt)
         except TimeoutError as error:
             raise httpx.ConnectTimeout(f"no connection to {origin.host} in time") from error
         except (OSError, UnicodeError) as error:

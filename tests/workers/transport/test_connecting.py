@@ -5,7 +5,10 @@ import datetime
 import ipaddress
 import socket
 import ssl
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -139,7 +142,7 @@ async def test_a_host_by_another_name_is_refused(
         serving(answering, server_tls(certificate)) as server,
         a_transport(str(certificate)) as transport,
     ):
-        resolve(monkeypatch, [(socket.AF_INET, ("127.0.0.1", server.port))])
+        resolve(monkeypatch, "127.0.0.1")
         server.host = "api.vendor.example"
         with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
             await ask(transport, post(server.url))
@@ -182,99 +185,141 @@ async def test_a_name_that_does_not_exist() -> None:
                 await ask(transport, post(f"http://{host}/"))
 
 
-@pytest.fixture
-def full() -> Any:
+@contextmanager
+def full(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
     """A port whose queue is full: what connects to it waits for ever."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
+    with ExitStack() as opened:
+        listening = opened.enter_context(socket.socket())
+        listening.bind((host, port))
         listening.listen(0)
-        waiting = []
         for _ in range(8):
-            client = socket.socket()
+            client = opened.enter_context(socket.socket())
             client.setblocking(False)
             client.connect_ex(listening.getsockname())
-            waiting.append(client)
         yield listening.getsockname()[1]
-        for client in waiting:
-            client.close()
 
 
-async def test_a_connection_that_takes_too_long(full: int) -> None:
-    async with a_transport() as transport:
-        with pytest.raises(httpx.ConnectTimeout):
-            await ask(transport, post(f"http://127.0.0.1:{full}/", connect_s=0.2))
+async def test_a_connection_that_takes_too_long() -> None:
+    with full() as port:
+        async with a_transport() as transport:
+            with pytest.raises(httpx.ConnectTimeout):
+                await ask(transport, post(f"http://127.0.0.1:{port}/", connect_s=0.2))
 
 
-async def test_who_is_cancelled_while_connecting_leaves_nothing(full: int) -> None:
-    async with a_transport() as transport:
-        asking = asyncio.create_task(ask(transport, post(f"http://127.0.0.1:{full}/")))
-        await asyncio.sleep(0.05)
-        asking.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asking
-        assert not transport._open
+async def test_who_is_cancelled_while_connecting_leaves_nothing() -> None:
+    with full() as port:
+        async with a_transport() as transport:
+            asking = asyncio.create_task(ask(transport, post(f"http://127.0.0.1:{port}/")))
+            await asyncio.sleep(0.05)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            assert not transport._open
 
 
-def resolve(monkeypatch: pytest.MonkeyPatch, found: list[dialing.Address]) -> None:
-    """A resolver of the test's own; what it finds goes through the loop's again as it is."""
+class Loop:
+    """The running loop, but for its resolver."""
 
-    class Loop:
-        """The running loop, but for its resolver."""
+    def __init__(self, *addresses: str) -> None:
+        self._found = [(socket.AF_INET, 1, 6, "", (address, 0)) for address in addresses]
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(asyncio.get_running_loop(), name)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio.get_running_loop(), name)
 
-        async def getaddrinfo(self, *told: Any, **more: Any) -> list[tuple[Any, ...]]:
-            return [(family, 1, 6, "", peer) for family, peer in found]
+    async def getaddrinfo(self, *told: Any, **more: Any) -> list[Any]:
+        return self._found
 
-    class Asyncio:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(asyncio, name)
 
-        def get_running_loop(self) -> Any:
-            return Loop()
-
-    monkeypatch.setattr(dialing, "asyncio", Asyncio())
+def resolve(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Every name has these addresses."""
+    changed = ModuleType("asyncio")
+    vars(changed).update(vars(asyncio) | {"get_running_loop": lambda: Loop(*addresses)})
+    monkeypatch.setattr(dialing, "asyncio", changed)
 
 
 async def test_an_address_that_does_not_answer_costs_a_moment(
-    full: int, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    resolve(monkeypatch, "127.0.0.2", "127.0.0.1")
     async with serving(answering) as server, a_transport() as transport:
-        dead, alive = ("127.0.0.1", full), ("127.0.0.1", server.port)
-        resolve(monkeypatch, [(socket.AF_INET, dead), (socket.AF_INET, alive)])
-        before = asyncio.get_running_loop().time()
-        assert await ask(transport, post(server.url)) == (200, b"hi")
-        assert asyncio.get_running_loop().time() - before < 2
-        assert not [task for task in asyncio.all_tasks() if task.get_name() == "dial"]
+        with full("127.0.0.2", server.port):
+            before = asyncio.get_running_loop().time()
+            assert await ask(transport, post(server.url)) == (200, b"hi")
+            assert 0.4 < asyncio.get_running_loop().time() - before < 2
+            await until(lambda: not dials())
+            assert len(transport._open) == 1
 
 
 async def test_an_address_that_refuses_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dialing, "ATTEMPT_DELAY_S", 60)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        async with serving(answering) as server, a_transport() as transport:
-            found = [taken.getsockname(), taken.getsockname(), ("127.0.0.1", server.port)]
-            resolve(monkeypatch, [(socket.AF_INET, peer) for peer in found])
-            assert await ask(transport, post(server.url)) == (200, b"hi")
-            resolve(monkeypatch, [(socket.AF_INET, peer) for peer in found[:2]])
-            with pytest.raises(httpx.ConnectError):
-                await ask(transport, post("http://nowhere.example/"))
+    async with serving(answering) as server, a_transport() as transport:
+        resolve(monkeypatch, "127.0.0.2", "127.0.0.3", "127.0.0.1")
+        assert await ask(transport, post(server.url)) == (200, b"hi")
+        resolve(monkeypatch, "127.0.0.2", "127.0.0.3")
+        with pytest.raises(httpx.ConnectError):
+            await ask(transport, post(f"http://two.example:{server.port}/"))
 
 
-async def test_only_one_of_two_that_answer_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def dials() -> list[Any]:
+    return [task for task in asyncio.all_tasks() if task.get_name() == "dial"]
+
+
+class Made:
+    """A connection to one of the addresses of a name."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.aborted = False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+async def test_only_the_first_that_answers_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dialing, "ATTEMPT_DELAY_S", 0)
-    async with serving(saying(OK)) as one, serving(saying(OK)) as other:
-        found = [("127.0.0.1", one.port), ("127.0.0.1", other.port)]
-        resolve(monkeypatch, [(socket.AF_INET, peer) for peer in found])
-        sock = await dial("two.example", 80)
+    resolve(monkeypatch, "a", "b", "c")
+    made, go = [], asyncio.Event()
+
+    async def attempt(family: int, address: str) -> Made:
+        if address == "c":
+            await asyncio.sleep(60)
+        await go.wait()
+        made.append(Made(address))
+        return made[-1]
+
+    dialing_it = asyncio.create_task(dial("three.example", 80, attempt))
+    await until(lambda: len(dials()) == 3)
+    go.set()
+    kept = await dialing_it
+    await until(lambda: not dials())
+    assert sorted(one.address for one in made) == ["a", "b"]
+    assert [one.aborted for one in made] == [one is not kept for one in made]
+
+
+async def test_who_is_cancelled_while_dialing_stops_every_attempt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dialing, "ATTEMPT_DELAY_S", 0)
+    resolve(monkeypatch, "a", "b")
+
+    async def attempt(family: int, address: str) -> Made:
+        await asyncio.sleep(60)
+        return Made(address)
+
+    dialing_it = asyncio.create_task(dial("two.example", 80, attempt))
+    await until(lambda: len(dials()) == 2)
+    dialing_it.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await dialing_it
+    await until(lambda: not dials())
+
+
+async def test_small_writes_do_not_wait() -> None:
+    async with serving(answering) as server, a_transport() as transport:
+        await ask(transport, post(server.url))
+        (connection,) = transport._open
+        sock = connection._transport.get_extra_info("socket")
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        assert sock.getpeername() in found
-        loser = other if sock.getpeername()[1] == one.port else one
-        await asyncio.sleep(0.05)
-        for peer in loser.peers:
-            await peer.gone.wait()
-        sock.close()
 
 
 async def test_families_take_turns() -> None:

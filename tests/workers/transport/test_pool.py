@@ -1,8 +1,8 @@
 """Which connections are used again, and which never."""
 
 import asyncio
-import socket
 from contextlib import suppress
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -21,7 +21,8 @@ from tests.workers.transport.script import (
     until,
 )
 from workers.providers import transport as transport_module
-from workers.providers.dialing import dial
+from workers.providers.answer import MAX_OVERHEAD_BYTES
+from workers.providers.dialing import Attempt, dial
 from workers.providers.transport import MAX_UNREAD_BYTES, Connection, Origin
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -156,6 +157,18 @@ async def test_a_body_that_is_not_read_to_its_end_closes_its_connection() -> Non
         assert not transport._open
 
 
+async def test_an_answer_that_went_wrong_closes_its_connection_before_it_is_read() -> None:
+    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n"
+    # one byte too many, and nothing after it
+    raw = head + b"t: " + b"t" * (MAX_OVERHEAD_BYTES - len(head) - 2)
+    async with serving(saying(raw)) as server, a_transport() as transport:
+        answer = answer_of(await transport.handle_async_request(post(server.url)))
+        await until(lambda: answer.failed)
+        await server.peers[0].gone.wait()
+        with pytest.raises(httpx.RemoteProtocolError):
+            await answer.read()
+
+
 @pytest.mark.parametrize("say", [b"", b"HTTP/1.1 200 OK\r\ncontent", OK[:-2]])
 async def test_who_is_cancelled_while_waiting_closes_the_connection(say: bytes) -> None:
     async def script(server: Server, peer: Peer) -> None:
@@ -271,9 +284,9 @@ async def test_closing_closes_everything() -> None:
 async def test_closing_while_a_connection_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     connecting = asyncio.Event()
 
-    async def slowly(host: str, port: int) -> socket.socket:
+    async def slowly(host: str, port: int, attempt: Attempt[Connection]) -> Connection:
         await connecting.wait()
-        return await dial(host, port)
+        return await dial(host, port, attempt)
 
     monkeypatch.setattr(transport_module, "dial", slowly)
     async with serving(answering) as server, a_transport() as transport:
@@ -291,6 +304,8 @@ async def test_a_connection_that_is_lost_as_it_is_made(monkeypatch: pytest.Monke
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
             self._transport.abort()
+            self.connection_lost(None)  # before the loop says that the connection is there
+            self._pool = Mock()  # and once only
 
     monkeypatch.setattr(transport_module, "Connection", Lost)
     async with serving(answering) as server, a_transport() as transport:
