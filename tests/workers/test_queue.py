@@ -194,13 +194,15 @@ async def test_what_is_handed_back_goes_to_the_front_of_its_lane(
     assert [claim.attempt for claim in again] == [2, 1, 1]
 
 
+@pytest.mark.parametrize("downwards", [False, True])
 async def test_jobs_of_the_dead_come_back_in_their_order_before_the_others(
-    queue: InferenceQueue, redis: Redis, claimer: Claimer
+    queue: InferenceQueue, redis: Redis, claimer: Claimer, downwards: bool
 ) -> None:
     # leases of one claim end together, and then the store sorts by id: not the order we want
-    sent = sorted((envelope(tenant="A") for _ in range(4)), key=lambda each: each.inference_id)
-    ids = [str(each.inference_id) for each in reversed(sent)]
-    for each in reversed(sent):
+    sent = [envelope(tenant="A") for _ in range(4)]
+    sent.sort(key=lambda each: each.inference_id, reverse=downwards)
+    ids = [str(each.inference_id) for each in sent]
+    for each in sent:
         await queue.enqueue(each)
     await claimer.claim(2, lease_us=0)
     other = Claimer(redis, "other")
