@@ -66,6 +66,7 @@ class WorkerView:
 
     id: str
     kind: str
+    queue: str
     host: str
     pid: int
     version: str
@@ -86,7 +87,8 @@ class FleetStatus:
     """The queue of calls and those who work on it. By priority: `depth`, `oldest_age_s`.
 
     `ready` is what could be claimed now (what an autoscaler scales on), `deferred` waits for
-    its time, `leased` is in work. `drained` says that the whole fleet is told to drain.
+    its time, `leased` is in work. The rates and the pick-up are of the queue's own workers.
+    `drained` says that the whole fleet is told to drain.
     """
 
     depth: dict[str, int]
@@ -209,7 +211,8 @@ async def read_status(redis: Redis, queue: str = INFERENCE_QUEUE) -> FleetStatus
         name = priority.name.lower()
         since = first[0][1] - priority * CLASS_SPAN if first else now
         depth[name], oldest_age_s[name] = count, max(0.0, (now - since) / 1e6)
-    waits = sorted(wait for worker in workers for wait in worker.picked_up_ms)
+    theirs = [worker for worker in workers if worker.queue == queue]
+    waits = sorted(wait for worker in theirs for wait in worker.picked_up_ms)
     return FleetStatus(
         depth=depth,
         oldest_age_s=oldest_age_s,
@@ -217,7 +220,7 @@ async def read_status(redis: Redis, queue: str = INFERENCE_QUEUE) -> FleetStatus
         deferred=deferred,
         leased=leased,
         claims_per_second=round(_rate(claims, now), 2),
-        jobs_per_second=round(sum(worker.per_second for worker in workers), 2),
+        jobs_per_second=round(sum(worker.per_second for worker in theirs), 2),
         pick_up_p50_ms=quantile(waits, 0.5),
         pick_up_p99_ms=quantile(waits, 0.99),
         drained=bool(drained),

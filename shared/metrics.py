@@ -41,6 +41,7 @@ JOBS = Counter(
 PICK_UP = Histogram(
     "ainfera_pick_up_seconds",
     "From when a job could be claimed to its claim, by the store's clock.",
+    ["kind"],
     buckets=(0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
     registry=FLEET,
 )
@@ -145,14 +146,18 @@ class FleetTotals(Collector):
         self._totals = totals
 
     def collect(self) -> Iterator[Metric]:
-        zeros = dict.fromkeys(counts(FLEET), 0.0)
-        totals = {**zeros, **{name: float(value) for name, value in self._totals.items()}}
+        totals = [(*orjson.loads(name), float(value)) for name, value in self._totals.items()]
+        totals.sort(key=lambda sample: (sample[0], _with_buckets_in_order(sample[1])))
         for family in FLEET.collect():
             shown = Metric(family.name, family.documentation, family.type)
             suffixes = ("_total",) if family.type == "counter" else ("_bucket", "_count", "_sum")
             names = {family.name + suffix for suffix in suffixes}
-            for sample, value in totals.items():
-                name, labels = orjson.loads(sample)
+            for name, labels, value in totals:
                 if name in names:
                     shown.add_sample(name, labels, value)
             yield shown
+
+
+def _with_buckets_in_order(labels: Mapping[str, str]) -> tuple[list[tuple[str, str]], float]:
+    rest = sorted((name, value) for name, value in labels.items() if name != "le")
+    return rest, float(labels.get("le", 0))

@@ -8,6 +8,7 @@ import pytest
 from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
+from shared.queue import INFERENCE_QUEUE
 from workers.cli import main
 from workers.presence import Presence
 
@@ -107,7 +108,7 @@ async def test_a_worker_is_well_while_it_says_so(redis_url: str) -> None:
 
     assert await health("inference") == 1
     async with Redis.from_url(redis_url) as client:
-        presence = Presence("inference")
+        presence = Presence("inference", INFERENCE_QUEUE)
         presence.open(client)
         await presence.beat("running", 0, 1)
         assert await health("inference") == 0

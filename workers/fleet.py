@@ -81,7 +81,7 @@ class FleetWorker(Worker):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.presence = Presence(kind)
+        self.presence = Presence(kind, self.queue_name)
         self.worker_id = self.presence.worker_id
         self._lease_us = int(lease_s * 1_000_000)
         self._tenant_slots = min(jobs_per_tenant or self.max_jobs, self.max_jobs)

@@ -22,8 +22,9 @@ RECENT_PICK_UPS = 64
 class Presence:
     """One worker's own record: how many jobs ended and how, and how long they had waited."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, queue: str) -> None:
         self.kind = kind
+        self.queue = queue
         self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._ended = {"done": 0, "failed": 0, "retried": 0}
@@ -36,7 +37,7 @@ class Presence:
         self._registry = Registry(redis, self.worker_id)
 
     def picked_up(self, waited_us: int) -> None:
-        PICK_UP.observe(waited_us / 1e6)
+        PICK_UP.labels(kind=self.kind).observe(waited_us / 1e6)
         self._pick_ups.append((time.monotonic(), waited_us / 1e3))
 
     def ended(self, outcome: str) -> None:
@@ -62,6 +63,7 @@ class Presence:
         return {
             "id": self.worker_id,
             "kind": self.kind,
+            "queue": self.queue,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "version": VERSION,

@@ -20,7 +20,7 @@ from shared.errors import AinferaError
 from shared.fleet import Registry
 from shared.ids import mint_id
 from shared.metrics import MOST_PATHS, OTHER, PathLabels
-from shared.queue import Envelope
+from shared.queue import INFERENCE_QUEUE, Envelope
 from tests.ingress.conftest import BASE_URL, OpenApp, SignUp, leave_call
 
 
@@ -189,7 +189,13 @@ def said_by(worker_id: str) -> dict[str, Any]:
     counted = dict.fromkeys(
         ("pid", "jobs", "max_jobs", "done", "failed", "retried", "per_second"), 0
     )
-    words = {"kind": "inference", "host": "h", "version": "1", "state": "running"}
+    words = {
+        "kind": "inference",
+        "queue": INFERENCE_QUEUE,
+        "host": "h",
+        "version": "1",
+        "state": "running",
+    }
     return {**counted, **words, "id": worker_id, "started_at": "2026-01-01T00:00:00+00:00"}
 
 
@@ -259,13 +265,13 @@ async def test_what_the_workers_counted_is_shown_as_their_metrics(
     calls = orjson.dumps(
         ["ainfera_provider_calls_total", {"provider": "openai", "outcome": "succeeded"}]
     )
-    bucket = orjson.dumps(["ainfera_pick_up_seconds_bucket", {"le": "0.005"}])
+    bucket = orjson.dumps(["ainfera_pick_up_seconds_bucket", {"kind": "x", "le": "0.005"}])
     for worker, n in (("one", 2), ("other", 3)):
         await Registry(deps.redis, worker).beat(said_by(worker), {calls: n, bucket: n})
     text = await scrape(client, deps)
     sample = 'ainfera_provider_calls_total{outcome="succeeded",provider="openai"}'
     assert value_of(text, sample) == 5
-    assert value_of(text, 'ainfera_pick_up_seconds_bucket{le="0.005"}') == 5
+    assert value_of(text, 'ainfera_pick_up_seconds_bucket{kind="x",le="0.005"}') == 5
     assert text.count("# TYPE ainfera_provider_calls_total counter") == 1
     assert text.count("# TYPE ainfera_pick_up_seconds histogram") == 1
     await deps.redis.flushdb()

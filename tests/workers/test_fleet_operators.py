@@ -25,7 +25,7 @@ from shared.fleet import (
     wait_until_drained,
 )
 from shared.ids import mint_id
-from shared.queue import InferenceQueue, Priority
+from shared.queue import INFERENCE_QUEUE, InferenceQueue, Priority
 from tests.workers.running import Running, envelope, until
 from workers.presence import Presence
 
@@ -125,7 +125,7 @@ async def test_all_holds_for_workers_that_start_later(redis: Redis, redis_url: s
 async def test_only_workers_that_are_alive_can_be_meant(redis: Redis, redis_url: str) -> None:
     with pytest.raises(NoSuchWorker, match="Alive: none"):
         await drain(redis, "nobody")
-    one, other = Presence("inference"), Presence("inference")
+    one, other = Presence("inference", INFERENCE_QUEUE), Presence("inference", INFERENCE_QUEUE)
     for each in (one, other):
         each.open(redis)
         await each.beat("running", 0, 1)
@@ -137,7 +137,7 @@ async def test_only_workers_that_are_alive_can_be_meant(redis: Redis, redis_url:
 
 
 async def test_the_silent_vanish_and_the_orderly_leave_at_once(redis: Redis) -> None:
-    dead, alive, leaving = (Presence("inference") for _ in range(3))
+    dead, alive, leaving = (Presence("inference", INFERENCE_QUEUE) for _ in range(3))
     for each in (dead, alive, leaving):
         each.open(redis)
         await each.beat("running", 0, 1)
@@ -215,7 +215,7 @@ async def test_what_workers_count_is_added_up_and_survives_them(redis: Redis) ->
         hashes: Any = redis  # redis-py types its hash commands for both of its clients at once
         return float(await hashes.hget(COUNTERS_KEY, name) or 0)
 
-    worker = Presence("test-adding")
+    worker = Presence("test-adding", INFERENCE_QUEUE)
     worker.open(redis)
     for ended in (3, 2, 0):
         for _ in range(ended):

@@ -194,13 +194,30 @@ async def test_what_is_handed_back_goes_to_the_front_of_its_lane(
     assert [claim.attempt for claim in again] == [2, 1, 1]
 
 
+@pytest.mark.parametrize("downwards", [False, True])
 async def test_jobs_of_the_dead_come_back_in_their_order_before_the_others(
-    queue: InferenceQueue, redis: Redis, claimer: Claimer
+    queue: InferenceQueue, redis: Redis, claimer: Claimer, downwards: bool
 ) -> None:
-    ids = await put(queue, "AAAA")
+    # leases of one claim end together, and then the store sorts by id: not the order we want
+    sent = [envelope(tenant="A") for _ in range(4)]
+    sent.sort(key=lambda each: each.inference_id, reverse=downwards)
+    ids = [str(each.inference_id) for each in sent]
+    for each in sent:
+        await queue.enqueue(each)
     await claimer.claim(2, lease_us=0)
     other = Claimer(redis, "other")
     assert [claim.id for claim in await other.claim()] == ids
+
+
+async def test_who_lost_a_job_cannot_end_it_while_it_waits(
+    queue: InferenceQueue, redis: Redis, claimer: Claimer
+) -> None:
+    (job_id,) = await put(queue, "A")
+    (lost,) = await claimer.claim(lease_us=0)
+    other = Claimer(redis, "other")
+    assert await other.claim(free={"A": 0}) == [], "it came back, and nobody has a slot for it"
+    assert await claimer.finish(lost) == 0
+    assert [claim.id for claim in await other.claim()] == [job_id]
 
 
 async def test_a_deferred_job_waits_apart_until_it_is_due(
