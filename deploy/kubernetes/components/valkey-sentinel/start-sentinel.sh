@@ -3,6 +3,12 @@
 set -eu
 
 if [ ! -f /data/sentinel.conf ]; then
+  # it does not start while it cannot find the master's name
+  tries=0
+  until timeout 2 valkey-cli -h "$FIRST" -p 6379 ping >/dev/null 2>&1 || [ "$tries" -ge 60 ]; do
+    tries=$((tries + 1))
+    sleep 1
+  done
   umask 077
   cat >/data/sentinel.conf.new <<CONF
 port 26379
@@ -20,9 +26,4 @@ CONF
   mv /data/sentinel.conf.new /data/sentinel.conf
 fi
 
-# a Sentinel does not start while it cannot find the master's name
-until valkey-cli -h "$FIRST" -p 6379 -t 2 ping >/dev/null 2>&1 || [ "${tries:=0}" -ge 60 ]; do
-  tries=$((tries + 1))
-  sleep 1
-done
 exec valkey-server /data/sentinel.conf --sentinel

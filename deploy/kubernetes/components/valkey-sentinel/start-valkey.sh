@@ -8,7 +8,7 @@ set -eu
 
 master=""
 for peer in $PEERS; do
-  answer=$(valkey-cli -h "$peer" -p 26379 -t 2 sentinel get-master-addr-by-name ainfera \
+  answer=$(timeout 2 valkey-cli -h "$peer" -p 26379 sentinel get-master-addr-by-name ainfera \
     2>/dev/null | head -n 1 || true)
   # an error message has spaces in it, a name has none
   case "$answer" in "" | *" "*) ;; *) master=$answer && break ;; esac
