@@ -35,9 +35,13 @@ CONNECT_TIMEOUT_S = 2.0
 _PROBES = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
 
 
-def open_valkey(url: str) -> Redis:
-    """A client for the URL; connects when first used, and owns its connections."""
-    client: Redis = Redis.from_pool(connection_pool(url))
+def open_valkey(url: str, *, single_connection: bool = False) -> Redis:
+    """A client for the URL; connects when first used, and owns its connections.
+
+    With `single_connection` it has one and never checks it out and in: for one command at a time.
+    """
+    client = Redis(connection_pool=connection_pool(url), single_connection_client=single_connection)
+    client.auto_close_connection_pool = True
     return client
 
 

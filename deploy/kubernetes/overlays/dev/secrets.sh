@@ -4,8 +4,10 @@ set -eu
 umask 077
 cd "$(dirname "$0")"
 
-while IFS='=' read -r name value; do
-  case "$name" in
+# not split at every `=`: a key in base64 ends with one
+while read -r line; do
+  value=${line#*=}
+  case "${line%%=*}" in
     AINFERA_MASTER_KEY) master_key=$value ;;
     AINFERA_INTERNAL_KEY) internal_key=$value ;;
     POSTGRES_PASSWORD) postgres_password=$value ;;
