@@ -40,6 +40,9 @@ def main() -> int:
         http="httptools",
         log_config=None,
         access_log=False,
+        # longer than proxies keep a connection idle (60 s, mostly): whoever closes first must be
+        # the one that sends, or a call goes into a connection that is being closed
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=int(settings.drain_grace_s),
         server_header=False,
         date_header=False,

@@ -192,6 +192,27 @@ def test_the_stores_lose_nothing_and_tell_nothing(compose: Document) -> None:
     assert {"-clog_error_verbosity=terse", "-clog_min_error_statement=panic"} <= set(postgres)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "compose.yaml",
+        "deploy/kubernetes/components/valkey-sentinel/start-valkey.sh",
+        "deploy/kubernetes/overlays/dev/stores.yaml",
+    ],
+)
+def test_every_valkey_is_started_so(path: str) -> None:
+    words = re.sub(r'["\',\\]|^ *- ', " ", (ROOT / path).read_text(), flags=re.MULTILINE)
+    said = " ".join(words.split())
+    for option in (
+        "--appendonly yes",
+        "--maxmemory-policy noeviction",
+        "--slowlog-max-len 0",
+        "--commandlog-large-request-max-len 0",
+        "--commandlog-large-reply-max-len 0",
+    ):
+        assert option in said, option
+
+
 def test_an_image_is_made_of_named_folders_only() -> None:
     """`COPY . .` would take .env along."""
     copied = re.findall(r"^COPY (.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)

@@ -18,10 +18,12 @@ if [ -z "$master" ] && [ -f /data/sentinel.conf ]; then
 fi
 master=${master:-$FIRST}
 
+# its logs of slow and large commands would keep prompts
 set -- --dir /data --port 6379 --protected-mode no \
   --requirepass "$PASSWORD" --primaryauth "$PASSWORD" \
   --replica-announce-ip "$SELF" \
   --appendonly yes --appendfsync everysec --save "" \
+  --slowlog-max-len 0 --commandlog-large-request-max-len 0 --commandlog-large-reply-max-len 0 \
   --maxmemory "${MAXMEMORY:-512mb}" --maxmemory-policy noeviction \
   --min-replicas-to-write "${MIN_REPLICAS:-1}" --min-replicas-max-lag 10
 if [ "$master" != "$SELF" ]; then
