@@ -8,6 +8,7 @@ from sse_starlette.sse import AppStatus
 
 from ingress.app import create_app
 from shared.config import Settings, StartError, read_settings
+from shared.descriptors import raise_descriptor_limit
 from shared.listening import refuse_address
 from shared.log import configure_logging
 from shared.master_key import check_master_key
@@ -28,6 +29,7 @@ def main() -> int:
     except StartError as error:
         return refusal(error)
     configure_logging("ingress", settings.log_level)
+    raise_descriptor_limit()
     # streams end by themselves within the grace time; only then are they cut
     AppStatus.enable_automatic_graceful_drain = False
     uvicorn.run(
@@ -38,6 +40,9 @@ def main() -> int:
         http="httptools",
         log_config=None,
         access_log=False,
+        # longer than proxies keep a connection idle (60 s, mostly): whoever closes first must be
+        # the one that sends, or a call goes into a connection that is being closed
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=int(settings.drain_grace_s),
         server_header=False,
         date_header=False,

@@ -7,7 +7,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from redis.asyncio import Redis
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -27,6 +26,7 @@ from shared.errors import AinferaError, InternalError, InvalidBody, NotFound
 from shared.heap import settle_heap
 from shared.keys import agent_key_sealer
 from shared.queue import InferenceQueue, queue_limits
+from shared.valkey import open_valkey
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def create_app(settings: Settings) -> FastAPI:
 async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
     """Everything a request handler may use, connected; closed in reverse order."""
     agent_key_sealer(settings.master_key.get_secret_value())  # refuses a key that cannot seal
-    redis = Redis.from_url(settings.redis_url)
+    redis = open_valkey(settings.redis_url)
     db = Database(settings)
     keyring = KeyCache(db)
     relay = Relay(

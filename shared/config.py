@@ -110,6 +110,7 @@ class Settings(BaseSettings):
     lease_s: float = Field(5.0, gt=0, validation_alias="LEASE_SECONDS")
     coalesce_ms: float = Field(8.0, ge=0, le=10, validation_alias="COALESCE_MS")
     ping_interval_s: float = Field(10.0, gt=0, validation_alias="PING_INTERVAL_SECONDS")
+    pulse_file: Path | None = Field(None, validation_alias="PULSE_FILE")
     hold_ttl_s: int = Field(900, gt=0, validation_alias="HOLD_TTL_SECONDS")
 
     # gates; their first value, where an operator can flip them later

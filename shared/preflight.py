@@ -5,18 +5,18 @@ setting than an outage, so the process says which one in a line and ends; whoeve
 starts it again.
 """
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from shared.config import Settings, SettingsError, StartError
 from shared.db import APP_ROLE, Connection, connect
-from shared.queue import redis_settings
+from shared.valkey import open_valkey
 
 EXAMPLES = {
     "DATABASE_URL": "postgresql://ainfera_app:…@host:5432/ainfera",
@@ -80,12 +80,11 @@ async def postgres(name: str, url: str, role: str | None) -> AsyncIterator[Conne
 async def check_valkey(url: str) -> None:
     """Raises `SettingsError` or `Unreachable`, which name REDIS_URL."""
     try:
-        redis_settings(url)
-        client = Redis.from_url(url, socket_connect_timeout=_PATIENCE_S, socket_timeout=_PATIENCE_S)
-    except (ValueError, RuntimeError):
+        client = open_valkey(url)
+    except ValueError:
         raise _not_understood("REDIS_URL", url) from None
     try:
-        async with client:
+        async with asyncio.timeout(_PATIENCE_S), client:
             await client.ping()
     except (RedisError, OSError) as error:
         raise Unreachable(_away("REDIS_URL", "Valkey", url, error)) from None

@@ -196,6 +196,18 @@ def test_nothing_writes_a_global() -> None:
     assert wrong == []
 
 
+def test_valkey_is_opened_in_one_place() -> None:
+    """Elsewhere an address of Sentinels would not be understood, nor a lost machine noticed."""
+    wrong = [
+        f"{relative(path)}:{node.lineno}"
+        for path in SOURCES
+        if path.name != "valkey.py"
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call) and dotted(node.func) in ("Redis.from_url", "Redis")
+    ]
+    assert wrong == []
+
+
 def catches_everything(handler: ast.ExceptHandler) -> bool:
     """`except:`, `except Exception` and `except BaseException`, unless it raises again."""
     kinds = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]

@@ -6,8 +6,10 @@ import sys
 import uvloop
 
 from shared.config import StartError, read_settings
+from shared.descriptors import raise_descriptor_limit
 from shared.log import configure_logging
 from shared.preflight import check_stores, refusal
+from workers.pulse import keep_pulse
 from workers.settings import WORKERS
 
 
@@ -22,8 +24,15 @@ def main() -> int:
     except StartError as error:
         return refusal(error)
     configure_logging(kind, settings.log_level)
+    raise_descriptor_limit()
     asyncio.set_event_loop(uvloop.new_event_loop())
-    WORKERS[kind](settings).run()
+    worker = WORKERS[kind](settings)
+    if settings.pulse_file is not None:
+        pulse = worker.loop.create_task(keep_pulse(settings.pulse_file, worker.ctx), name="pulse")
+        worker.run()
+        pulse.cancel()
+    else:
+        worker.run()
     return 0
 
 

@@ -13,13 +13,13 @@ from typing import Annotated, NoReturn
 
 import httpx
 import typer
-from redis.asyncio import Redis
 
 import migrations
 from shared.catalog import seed_catalog
 from shared.config import SettingsError, StartError, read_settings
 from shared.fleet import list_workers
 from shared.preflight import check_postgres, check_valkey, refusal
+from shared.valkey import open_valkey
 from workers import operating
 from workers.development import new_secrets, say, up
 
@@ -183,7 +183,7 @@ async def spoke_lately(redis_url: str, kind: str) -> bool:
     Raises `SettingsError` or `Unreachable`.
     """
     await check_valkey(redis_url)
-    async with Redis.from_url(redis_url) as client:
+    async with open_valkey(redis_url) as client:
         alive = await list_workers(client)
     return any(each.kind == kind and each.host == socket.gethostname() for each in alive)
 

@@ -26,6 +26,7 @@ from redis.exceptions import RedisError
 from shared.fleet import BEAT_S, WorkerState
 from shared.lanes import CLAIM, DONE, DONE_KEEP, FINISH, RENEW, QueueKeys
 from shared.queue import JOB_TTL_MS
+from shared.valkey import reachable
 from workers.presence import Presence
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 CLAIM_LIMIT = 64
 FINISH_LIMIT = 128
 FALL_BACK_POLL_S = 0.5
+START_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class FleetWorker(Worker):
                 default_queue_name=self.queue_name,
                 expires_extra_ms=self.expires_extra_ms,
             )
+        await reachable(self.pool, START_PATIENCE_S)
         self._claim: AsyncScript = self.pool.register_script(CLAIM)
         self._renew: AsyncScript = self.pool.register_script(RENEW)
         self._finish: AsyncScript = self.pool.register_script(FINISH)

@@ -33,6 +33,7 @@ from shared.fleet import (
     wait_until_drained,
 )
 from shared.preflight import check_valkey, refusal
+from shared.valkey import open_valkey
 from workers.development import running_environment
 
 app = typer.Typer()
@@ -150,7 +151,7 @@ def ask(question: Callable[[Redis], Awaitable[T]]) -> T:
 
     async def put(url: str) -> T:
         await check_valkey(url)
-        async with Redis.from_url(url) as redis:
+        async with open_valkey(url) as redis:
             return await question(redis)
 
     try:

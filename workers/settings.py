@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from arq import cron
-from arq.connections import RedisSettings
-from redis.asyncio import Redis
 
 from shared.catalog import open_catalog
 from shared.config import Settings, provider_configs
@@ -19,10 +17,10 @@ from shared.queue import (
     BOOKS_QUEUE,
     INFERENCE_QUEUE,
     deserialize_job,
-    redis_settings,
     serialize_job,
 )
 from shared.stream import Publisher
+from shared.valkey import open_queue, open_valkey
 from workers.deps import Cancellations, Deps
 from workers.fleet import FleetWorker
 from workers.inference import run_inference
@@ -36,10 +34,10 @@ log = logging.getLogger(__name__)
 NEVER_TOO_OFTEN = sys.maxsize
 
 
-def _common(settings: Settings) -> dict[str, Any]:
-    redis: RedisSettings = redis_settings(settings.redis_url)
+def _common(settings: Settings, queue_name: str) -> dict[str, Any]:
     return {
-        "redis_settings": redis,
+        "queue_name": queue_name,
+        "redis_pool": open_queue(settings.redis_url, queue_name),
         "job_serializer": serialize_job,
         "job_deserializer": deserialize_job,
         "keep_result": 0,
@@ -58,7 +56,7 @@ def inference_worker(settings: Settings) -> FleetWorker:
         ledger = Ledger(db)
         await ledger.start()
         # one flusher uses it, one command at a time: a pool would only check it out and in
-        line = Redis.from_url(settings.redis_url, single_connection_client=True)
+        line = open_valkey(settings.redis_url, single_connection=True)
         publisher = Publisher(line, settings.coalesce_ms / 1000)
         publisher.start()
         http = open_transport()
@@ -92,7 +90,6 @@ def inference_worker(settings: Settings) -> FleetWorker:
     return FleetWorker(
         functions=[run_inference],
         kind="inference",
-        queue_name=INFERENCE_QUEUE,
         arq_jobs="",
         on_startup=startup,
         on_shutdown=shutdown,
@@ -100,7 +97,7 @@ def inference_worker(settings: Settings) -> FleetWorker:
         jobs_per_tenant=settings.tenant_slots,
         max_tries=NEVER_TOO_OFTEN,
         job_timeout=settings.call_deadline_s * 2,
-        **_common(settings),
+        **_common(settings, INFERENCE_QUEUE),
     )
 
 
@@ -124,10 +121,9 @@ def books_worker(settings: Settings) -> FleetWorker:
             cron(expire_grants, minute={0, 15, 30, 45}, run_at_startup=True, keep_result=0),
         ],
         kind="books",
-        queue_name=BOOKS_QUEUE,
         on_startup=startup,
         on_shutdown=shutdown,
-        **_common(settings),
+        **_common(settings, BOOKS_QUEUE),
     )
 
 
