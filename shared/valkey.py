@@ -54,9 +54,12 @@ def open_queue(url: str, queue_name: str) -> ArqRedis:
 
 def connection_pool(url: str) -> ConnectionPool:
     """Connections to one server, or to whichever is master. Raises ValueError for a wrong URL."""
-    scheme = urlsplit(url).scheme
+    parts = urlsplit(url)
+    scheme = parts.scheme
     if scheme in ("redis+sentinel", "rediss+sentinel"):
         return _sentinel_pool(url)
+    if scheme in ("redis", "rediss") and not (parts.path.strip("/") or "0").isdigit():
+        raise ValueError("REDIS_URL ends in a database that is no number")  # else it would be 0
     alive = {} if scheme == "unix" else _keep_alive()
     pool: ConnectionPool = ConnectionPool.from_url(url, **alive)
     return pool
