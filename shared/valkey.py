@@ -54,9 +54,12 @@ def open_queue(url: str, queue_name: str) -> ArqRedis:
 
 def connection_pool(url: str) -> ConnectionPool:
     """Connections to one server, or to whichever is master. Raises ValueError for a wrong URL."""
-    scheme = urlsplit(url).scheme
+    parts = urlsplit(url)
+    scheme, database = parts.scheme, parts.path.strip("/")
     if scheme in ("redis+sentinel", "rediss+sentinel"):
         return _sentinel_pool(url)
+    if scheme != "unix" and not (database or "0").isdigit():
+        raise ValueError("REDIS_URL must end with the number of a database, if with anything")
     alive = {} if scheme == "unix" else _keep_alive()
     pool: ConnectionPool = ConnectionPool.from_url(url, **alive)
     return pool
