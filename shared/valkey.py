@@ -55,11 +55,11 @@ def open_queue(url: str, queue_name: str) -> ArqRedis:
 def connection_pool(url: str) -> ConnectionPool:
     """Connections to one server, or to whichever is master. Raises ValueError for a wrong URL."""
     parts = urlsplit(url)
-    scheme = parts.scheme
+    scheme, database = parts.scheme, parts.path.strip("/")
     if scheme in ("redis+sentinel", "rediss+sentinel"):
         return _sentinel_pool(url)
-    if scheme in ("redis", "rediss") and not (parts.path.strip("/") or "0").isdigit():
-        raise ValueError("REDIS_URL ends in a database that is no number")  # else it would be 0
+    if scheme != "unix" and not (database or "0").isdigit():
+        raise ValueError("REDIS_URL must end with the number of a database, if with anything")
     alive = {} if scheme == "unix" else _keep_alive()
     pool: ConnectionPool = ConnectionPool.from_url(url, **alive)
     return pool
