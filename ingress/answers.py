@@ -88,9 +88,14 @@ async def nothing() -> AsyncIterator[bytes]:
 
 
 async def abandon(reply: Reply, envelope: Envelope, deps: Deps) -> None:
-    """The client left: its provider call is stopped and what was used is settled."""
+    """The client left: its provider call is stopped and what was used is settled.
+
+    Not that of a call that is kept, whose client may come back for it, nor where the operator
+    lets all calls run to their end.
+    """
     deps.relay.forget(reply)
-    if not reply.finished:
+    drains = envelope.kept or deps.settings.on_disconnect == "drain"
+    if not (reply.finished or drains):
         await give_order(deps.redis, CANCEL, inference_id=str(envelope.inference_id))
 
 

@@ -10,10 +10,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from ingress import agents, discovery, inference, operations, reads, wallets
+from ingress import agents, discovery, inference, inferences, operations, reads, wallets
 from ingress.answers import failure_response
 from ingress.auth import KeyCache
 from ingress.deps import Deps
+from ingress.following import Following
 from ingress.middleware import RequestContext
 from ingress.openapi import describe
 from ingress.relay import Relay
@@ -24,6 +25,7 @@ from shared.db import Database
 from shared.domain.inference import Dialect
 from shared.errors import AinferaError, InternalError, InvalidBody, NotFound
 from shared.heap import settle_heap
+from shared.kept import KeptCalls
 from shared.keys import agent_key_sealer
 from shared.queue import InferenceQueue, queue_limits
 from shared.valkey import open_valkey
@@ -37,7 +39,7 @@ DIALECT_OF_PATH = {
 }
 # What no provider call may take is not slow but lost.
 LOST_AFTER_S = 30.0
-ROUTERS = (inference, discovery, agents, wallets, reads, operations)
+ROUTERS = (inference, inferences, discovery, agents, wallets, reads, operations)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -82,7 +84,10 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
 
     # what was said while nobody listened is not known, so nothing kept is trusted then
     control = ControlListener(redis, obey, missed=keyring.forget_all)
+    kept = KeptCalls(db, settings)
+    following = Following(kept, settings, settings.call_deadline_s + LOST_AFTER_S)
     try:
+        following.start()
         await relay.start()
         await control.start()
         deps = Deps(
@@ -92,11 +97,14 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
             keyring=keyring,
             catalog=await open_catalog(db),
             relay=relay,
+            kept=kept,
+            following=following,
             queue=InferenceQueue(redis, queue_limits(settings)),
         )
         warn_of_no_provider(deps)
         yield deps
     finally:
+        await following.aclose()
         await control.aclose()
         await relay.aclose()
         await db.aclose()

@@ -11,11 +11,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from ingress.following import Following
 from ingress.relay import Relay
 from shared.config import ProviderConfig, Settings, provider_configs
 from shared.db import TRANSIENT, Database
 from shared.domain.candidate import Catalog
 from shared.errors import Overloaded
+from shared.kept import KeptCalls
 from shared.queue import InferenceQueue
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ class Deps:
     keyring: "KeyCache"
     catalog: Catalog
     relay: Relay
+    kept: KeptCalls
+    following: Following
     queue: InferenceQueue
     providers: Mapping[str, ProviderConfig] = field(default_factory=provider_configs)
 
@@ -45,9 +49,15 @@ async def session(db: Database) -> AsyncIterator[AsyncSession]:
 
     Raises `Overloaded` (503, retryable) if Postgres is away or has no room.
     """
+    async with reachable(), db.session() as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def reachable() -> AsyncIterator[None]:
+    """Around a use of the database. Raises `Overloaded` if Postgres is away or has no room."""
     try:
-        async with db.session() as opened:
-            yield opened
+        yield
     except (PoolTimeout, *TRANSIENT) as error:
         raise _away() from error
     except DBAPIError as error:

@@ -1,10 +1,10 @@
 """Inference calls, in three dialects: authenticate, parse, mint the id, hand to the relay."""
 
-import asyncio
 import logging
 import random
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -14,19 +14,20 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from ingress import openapi
-from ingress.answers import AnswerStream, abandon, answer_headers, failure_response
+from ingress.answers import failure_response
 from ingress.auth import Caller, authenticate
 from ingress.deps import Deps, get_deps
-from ingress.relay import Reply
+from ingress.kept import answer_kept, idempotency_key
+from ingress.opening import enqueue, first_word
+from shared.control import CANCEL, give_order
 from shared.domain.dialects import DIALECTS
 from shared.domain.estimate import estimate_input_tokens
 from shared.domain.inference import Dialect, InferenceRequest, InvalidRequest
 from shared.errors import InvalidBody, RequestTooLarge, Unavailable
 from shared.ids import mint_id
 from shared.log import current_trace
-from shared.metrics import ROUTER_ALIAS_HITS, TIME_TO_FIRST_EVENT
-from shared.queue import Envelope
-from shared.stream import RecordKind, unpack_failure
+from shared.metrics import ROUTER_ALIAS_HITS
+from shared.queue import Envelope, Priority
 
 log = logging.getLogger(__name__)
 router = APIRouter()
@@ -95,28 +96,42 @@ async def answer(request: Request, dialect: Dialect) -> Response:
     deps = get_deps(request)
     caller = await authenticate(request.headers, None, deps)
     body = await read_body(request, deps.settings.max_body_bytes)
+    key = idempotency_key(request.headers)
     call = parse(body, dialect)
-    if call.background:
-        raise InvalidBody(
-            "background: calls in the background are not offered.", param="background"
-        )
     if call.agent_id is not None and call.agent_id != caller.agent_id:
         caller = await authenticate(request.headers, call.agent_id, deps)
     note_alias(call)
     envelope = seal(body, dialect, caller, request.headers, deps)
+    if key is not None or call.background:
+        return await answer_kept(request, call, envelope, key, deps)
+    return await answer_interactive(request, call, envelope, deps)
+
+
+async def answer_interactive(
+    request: Request, call: InferenceRequest, envelope: Envelope, deps: Deps
+) -> Response:
+    """A call that lives as long as its client waits for it."""
     reply = deps.relay.expect(envelope.inference_id, pings=call.stream)
     try:
-        (await deps.queue.enqueue(envelope)).ensure_taken()
-        return await _first_word(request, call, envelope, reply, deps)
-    except (RedisError, OSError) as error:
+        await enqueue(envelope, Priority.INTERACTIVE, deps)
+        return await first_word(request, call, envelope, reply, deps)
+    except (RedisError, OSError):
         deps.relay.forget(reply)
-        raise Unavailable(
-            "The queue does not answer, so the call may or may not have been queued. If it was, it "
-            "runs and is charged once, as the agent's wallet and ledger show. Retry."
-        ) from error
+        return await unconfirmed(envelope, deps)
     except BaseException:
         deps.relay.forget(reply)
         raise
+
+
+async def unconfirmed(envelope: Envelope, deps: Deps) -> Response:
+    """The queue may have the call or not: it shall not run for nobody, and its id is told."""
+    with suppress(RedisError, OSError):
+        await give_order(deps.redis, CANCEL, inference_id=str(envelope.inference_id))
+    away = Unavailable(
+        "The queue did not confirm the call. If it ran all the same, what it used is settled under "
+        "this inference's id. Retry; with an Idempotency-Key a call is never run twice."
+    )
+    return failure_response(away.failure(), envelope.dialect, envelope, deps)
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -195,42 +210,3 @@ def seal(
         headers=passed_on,
         body=body,
     )
-
-
-async def _first_word(
-    request: Request, call: InferenceRequest, envelope: Envelope, reply: Reply, deps: Deps
-) -> Response:
-    """Wait for what decides the status; a stream that waits long is opened before that."""
-    began = time.perf_counter()
-    watch = asyncio.create_task(_watch_disconnect(request, reply))
-    try:
-        await reply.wait_opened()
-    except BaseException:
-        watch.cancel()
-        raise
-    TIME_TO_FIRST_EVENT.observe(time.perf_counter() - began)
-    if call.stream and not reply.gone and (reply.opened is not None or not reply.ended):
-        return AnswerStream(reply, envelope, watch, deps)
-    watch.cancel()
-    if reply.gone:
-        await abandon(reply, envelope, deps)
-        return Response(status_code=499)
-    return await _body(reply, envelope, deps)
-
-
-async def _watch_disconnect(request: Request, reply: Reply) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    reply.hang_up()
-
-
-async def _body(reply: Reply, envelope: Envelope, deps: Deps) -> Response:
-    """A folded answer, whose one body has come with its opening, or a failure before the start."""
-    kind, body = await reply.next()
-    while kind is None:  # a ping that came while the status was still open
-        kind, body = await reply.next()
-    deps.relay.forget(reply)
-    if kind is RecordKind.FAIL:
-        return failure_response(unpack_failure(body), envelope.dialect, envelope, deps)
-    headers = answer_headers(envelope, reply.opened, deps, stream=False)
-    return Response(body, media_type="application/json", headers=headers)

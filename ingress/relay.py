@@ -33,7 +33,7 @@ def _broken_off(reason: str) -> Failure:
     ).failure()
 
 
-def _overdue() -> Failure:
+def overdue() -> Failure:
     return DeadlineExceeded(
         "The answer was not finished in time; what was used is settled."
     ).failure()
@@ -233,7 +233,8 @@ class Relay:
         return reply
 
     def forget(self, reply: Reply) -> None:
-        self._replies.pop(reply.inference_id, None)
+        if self._replies.get(reply.inference_id) is reply:
+            del self._replies[reply.inference_id]
 
     async def _look_after(self) -> None:
         """One timer for all replies.
@@ -246,7 +247,7 @@ class Relay:
             for reply in list(self._replies.values()):
                 reply.cut_off(now, self._stall_s)
                 if now - reply.expected_at > self._patience_s and not reply.ended:
-                    reply.end(_overdue())
+                    reply.end(overdue())
                 elif now - reply.last_heard >= self._ping_interval_s * 3 / 4:
                     reply.ping(now)
 

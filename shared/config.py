@@ -113,6 +113,15 @@ class Settings(BaseSettings):
     pulse_file: Path | None = Field(None, validation_alias="PULSE_FILE")
     hold_ttl_s: int = Field(900, gt=0, validation_alias="HOLD_TTL_SECONDS")
 
+    # calls that are kept, and clients that leave
+    idempotency_hours: float = Field(24.0, gt=0, validation_alias="IDEMPOTENCY_HOURS")
+    result_retention_hours: float = Field(24.0, gt=0, validation_alias="RESULT_RETENTION_HOURS")
+    background_deadline_s: float = Field(
+        86_400.0, gt=0, validation_alias="BACKGROUND_DEADLINE_SECONDS"
+    )
+    redrive_after_s: float = Field(10.0, gt=0, validation_alias="REDRIVE_AFTER_SECONDS")
+    on_disconnect: Literal["cancel", "drain"] = Field("cancel", validation_alias="ON_DISCONNECT")
+
     # gates; their first value, where an operator can flip them later
     routing_preference_live: bool = Field(False, validation_alias="AINFERA_ROUTING_PREFERENCE_LIVE")
     payments_live: bool = Field(False, validation_alias="AINFERA_PAYMENTS_LIVE")

@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import asyncpg
 import orjson
 from asyncpg.prepared_stmt import PreparedStatement
-from sqlalchemy import text
+from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -129,6 +129,12 @@ class Database:
         bound = {"id": inference_id, "attempt": attempt, "extra": extra}
         async with self._autocommit.connect() as connection:
             return str(await connection.scalar(statement, bound))
+
+    async def run(self, statement: str, **bound: Any) -> Sequence[Row[Any]]:
+        """The rows of one statement that is a transaction by itself: one round trip."""
+        async with self._autocommit.connect() as connection:
+            found = await connection.execute(text(statement), bound)
+            return found.all() if found.returns_rows else ()
 
     async def ping(self) -> None:
         """Raises unless Postgres answers and the schema is there."""

@@ -14,6 +14,7 @@ AinferaError
 ├── UnknownRail             404  unknown_rail
 ├── IdempotencyConflict     409  idempotency_conflict
 ├── HandleTaken             409  handle_taken
+├── Cancelled               410  cancelled
 ├── RequestTooLarge         413  request_too_large
 ├── Unroutable
 │   ├── ModelUnavailable      422  model_unavailable
@@ -112,6 +113,12 @@ class IdempotencyConflict(AinferaError):
 
 class HandleTaken(AinferaError):
     status, code = 409, "handle_taken"
+
+
+class Cancelled(AinferaError):
+    """Told to whoever still waits for a call that was cancelled; no status that SDKs retry."""
+
+    status, code = 410, "cancelled"
 
 
 class RequestTooLarge(AinferaError):

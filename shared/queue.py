@@ -111,7 +111,8 @@ class Envelope:
 
     `reply_to` is the pub/sub channel of the ingress that holds the client. `caller` holds
     `tenant_id`, `agent_id` and the policy that applies. `accepted_at` is in seconds since
-    the epoch. `headers` are the few client headers that a provider needs.
+    the epoch. `headers` are the few client headers that a provider needs. `kept` says that the
+    call is durable in Postgres, and that its result has to be kept there.
     """
 
     inference_id: UUID
@@ -123,6 +124,7 @@ class Envelope:
     trace_id: str
     body: bytes = field(repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
+    kept: bool = False
 
     def pack(self) -> bytes:
         """One JSON line about the call, then the body as it came: the body is never re-encoded."""
@@ -136,6 +138,8 @@ class Envelope:
             "trace_id": self.trace_id,
             "headers": self.headers,
         }
+        if self.kept:
+            head["kept"] = True
         return orjson.dumps(head) + b"\n" + self.body
 
     @classmethod
@@ -151,6 +155,7 @@ class Envelope:
             accepted_at=fields["accepted_at"],
             trace_id=fields["trace_id"],
             headers=fields["headers"],
+            kept=fields.get("kept", False),
             body=body,
         )
 

@@ -23,6 +23,7 @@ from shared.domain.inference import (
     Started,
     StreamEvent,
 )
+from shared.kept import KeptResult
 from shared.queue import Envelope
 from shared.stream import (
     Publisher,
@@ -32,6 +33,8 @@ from shared.stream import (
     encode_frames,
     pack_failure,
 )
+
+WORDS = frozenset({RecordKind.DATA, RecordKind.DONE})
 
 
 class Answer:
@@ -44,11 +47,14 @@ class Answer:
         self._channel = envelope.reply_to
         self._id = envelope.inference_id.bytes
         self._attempt = attempt
-        self._stream = request.stream
+        # what runs in the background can be followed, whatever its body says
+        self._stream = request.stream or request.background
         self._dialect = DIALECTS[request.dialect]
         self._seq = 0
         self._held: list[Frame] = []
         self._folding: list[Frame] = []
+        self._told: list[Record] | None = [] if envelope.kept else None
+        self._end: tuple[Completed | Failure, list[Record]] | None = None
         self.opened = False
 
     def begin(self, call: CallInfo) -> None:
@@ -80,16 +86,38 @@ class Answer:
 
     def finish(self, completed: Completed) -> None:
         """Tell the end; only to be called once the settlement is durable."""
-        last = self._last_frames(completed)
-        if self._stream:
-            self._publish([*self._opening(), self._record(RecordKind.DONE, last)], urgent=True)
-            return
-        self._folding.extend(decode_frames(last))
-        body = self._dialect.fold(self._folding, self.call, completed.cost_usd, completed.usage)
-        self._publish(
-            [*self._opening(), self._record(RecordKind.DONE, orjson.dumps(body, default=_decimal))],
-            urgent=True,
-        )
+        self._publish(self._ending(completed), urgent=True)
+
+    def whole(self, end: Completed | Failure) -> KeptResult:
+        """The answer of a kept call with this end, which is not told yet: that is for later."""
+        told = self._told or []
+        records = [*told, *self._ending(end)]
+        packed = b"".join([record.pack() for record in records])
+        if not isinstance(end, Completed):
+            return KeptResult(packed)
+        if not self._stream:
+            return KeptResult(packed, records[-1].body)
+        frames = b"".join([record.body for record in records if record.kind in WORDS])
+        return KeptResult(packed, self._fold(list(decode_frames(frames)), end))
+
+    def _ending(self, end: Completed | Failure) -> list[Record]:
+        """The last records; those of one and the same end are made once."""
+        if self._end is None or self._end[0] is not end:
+            self._end = (end, self._last_records(end))
+        return self._end[1]
+
+    def _last_records(self, end: Completed | Failure) -> list[Record]:
+        if isinstance(end, Failure):
+            return [self._record(RecordKind.FAIL, pack_failure(end))]
+        last = self._last_frames(end)
+        if not self._stream:
+            self._folding.extend(decode_frames(last))
+            last = self._fold(self._folding, end)
+        return [*self._opening(), self._record(RecordKind.DONE, last)]
+
+    def _fold(self, frames: Iterable[Frame], end: Completed) -> bytes:
+        body = self._dialect.fold(frames, self.call, end.cost_usd, end.usage)
+        return orjson.dumps(body, default=_decimal)
 
     def _last_frames(self, completed: Completed) -> bytes:
         held, self._held = self._held, []
@@ -99,7 +127,7 @@ class Answer:
 
     def fail(self, failure: Failure) -> None:
         """Tell that the call broke: an HTTP status if nothing was sent yet, else an event."""
-        self._publish([self._record(RecordKind.FAIL, pack_failure(failure))], urgent=True)
+        self._publish(self._ending(failure), urgent=True)
 
     def _send_data(self, *parts: bytes) -> None:
         if not parts:
@@ -107,6 +135,8 @@ class Answer:
         first = not self.opened
         opening = self._opening()
         data = [self._record(RecordKind.DATA, part) for part in parts]
+        if self._told is not None:
+            self._told += opening + data
         self._publish([*opening, *data], urgent=first)
 
     def _opening(self) -> list[Record]:

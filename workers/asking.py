@@ -153,9 +153,12 @@ async def ask(asking: Asking, deps: Deps) -> Completed | Failed:
 
 
 def time_left(call: Call, deps: Deps) -> float:
-    """Seconds until the call's own deadline, which no fallback prolongs; never quite none."""
-    ends_at = call.envelope.accepted_at + deps.settings.call_deadline_s
-    return max(ends_at - deps.clock(), 0.001)
+    """Seconds until the call's own deadline, which no fallback prolongs; never quite none.
+
+    What runs in the background has its time from when a worker takes it up.
+    """
+    began = call.claimed_at if call.request.background else call.envelope.accepted_at
+    return max(began + deps.settings.call_deadline_s - deps.clock(), 0.001)
 
 
 def call_info(call: Call, candidate: Candidate, simulated: bool, deps: Deps) -> CallInfo:

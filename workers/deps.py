@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from shared.config import Settings
 from shared.domain.candidate import Catalog
+from shared.kept import KeptCalls
 from shared.stream import Publisher
 from workers.ledger import Ledger
 from workers.providers import Provider
@@ -67,6 +68,7 @@ class Deps:
 
     settings: Settings
     ledger: Ledger
+    kept: KeptCalls
     publisher: Publisher
     providers: Mapping[str, Provider]
     catalog: Catalog

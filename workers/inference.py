@@ -18,6 +18,7 @@ from shared.domain.dialects import DIALECTS
 from shared.domain.inference import Completed, Failed, Failure
 from shared.errors import (
     AinferaError,
+    Cancelled,
     DeadlineExceeded,
     InsufficientFunds,
     InternalError,
@@ -52,11 +53,15 @@ async def run_inference(ctx: Mapping[str, Any], inference_id: str) -> None:
         return
     call = take_up(payload, ctx["job_try"], deps)
     try:
+        if call.envelope.kept and not await take_kept(call, deps):
+            return
         await carry_out(call, deps)
     except AinferaError as refused:
-        call.answer.fail(refused.failure())
+        if not call.envelope.kept:
+            call.answer.fail(refused.failure())
     except Exception:  # a bug: the client must not wait for an answer that will never come
-        call.answer.fail(broken_inside())
+        if not call.envelope.kept:  # of a kept call nothing is told: it is driven again
+            call.answer.fail(broken_inside())
         raise
 
 
@@ -70,6 +75,21 @@ def take_up(payload: bytes, attempt: int, deps: Deps) -> Call:
     return Call(envelope, request, attempt, answer, claimed_at=deps.clock())
 
 
+async def take_kept(call: Call, deps: Deps) -> bool:
+    """Claim a kept call in the database too; False if there is nothing (more) to do for it.
+
+    There the attempts are counted that a loss of the queue forgets, and there stands an order to
+    stop that was given while nobody ran the call.
+    """
+    cancelled = await deps.kept.take(call.envelope.inference_id, call.attempt)
+    if cancelled is None:
+        log.info("kept_call_not_ours", extra={"attempt": call.attempt})
+        return False
+    if cancelled:
+        deps.cancellations.cancel(call.inference_id)
+    return True
+
+
 async def carry_out(call: Call, deps: Deps) -> None:
     """Plan, hold, ask, settle, tell: each step may end the call, none may leave it open."""
     plan = plan_call(call, deps)
@@ -78,6 +98,8 @@ async def carry_out(call: Call, deps: Deps) -> None:
         try:
             held = await deps.ledger.hold(hold_item(call, plan, deps))
         except Overloaded as away:
+            if call.envelope.kept:  # accepted means kept: it runs once the database is back
+                raise
             await give_up_hold(call, plan, away, deps)
             return
         if held.result == "SETTLED":
@@ -110,7 +132,11 @@ def refused_before_hold(call: Call, plan: Plan, deps: Deps) -> Ending | None:
     if call.attempt > MAX_ATTEMPTS:
         lost = InternalError("The call failed on several workers and was given up.")
         return Ending(Outcome.FAILED_PROVIDER, failure=lost.failure())
-    if call.claimed_at - call.envelope.accepted_at > deps.settings.call_deadline_s:
+    settings = deps.settings
+    patience_s = (
+        settings.background_deadline_s if call.request.background else (settings.call_deadline_s)
+    )
+    if call.claimed_at - call.envelope.accepted_at > patience_s:
         late = DeadlineExceeded("The call waited in the queue for too long and was not started.")
         return Ending(Outcome.EXPIRED, failure=late.failure())
     return plan.refusal
@@ -163,7 +189,7 @@ async def ask_until_answered(call: Call, plan: Plan, deps: Deps) -> Ending:
             current = asyncio.current_task()
             assert current is not None
             current.uncancel()
-            return asking.ending(Outcome.CANCELLED, None)
+            return asking.ending(Outcome.CANCELLED, stopped())
         except Exception:  # a bug while a provider is asked: what was used is settled all the same
             log.exception("asking_failed", extra={"model": candidate.slug})
             return asking.ending(outcome_of(asking), broken_inside())
@@ -193,12 +219,17 @@ def tell_the_end(call: Call, ending: Ending, completed: Completed | None) -> Non
     """The last record: the end of the answer, or how it broke."""
     if completed is not None:
         call.answer.finish(completed)
-    elif ending.outcome is not Outcome.CANCELLED:
+    else:
         call.answer.fail(ending.failure_or_bug())
 
 
 def broken_inside() -> Failure:
     return InternalError("The call failed inside the gateway; what was used is settled.").failure()
+
+
+def stopped() -> Failure:
+    """For whoever still waits: the client that left is no longer there to hear it."""
+    return Cancelled("The call was cancelled; what was used is settled.").failure()
 
 
 def already_over() -> Failure:

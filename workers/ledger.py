@@ -13,7 +13,7 @@ from shared.db import TRANSIENT, Committer, Database
 log = logging.getLogger(__name__)
 
 OPEN = "open_inferences"
-SETTLE = "settle_inferences"
+SETTLE = "end_inferences"
 # New work is turned away when the database is gone for so long; finished work waits for it.
 HOLD_PATIENCE_S = 5.0
 

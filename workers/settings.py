@@ -13,9 +13,11 @@ from shared.config import Settings, provider_configs
 from shared.control import CANCEL, ControlListener
 from shared.db import Database
 from shared.heap import settle_heap
+from shared.kept import KeptCalls
 from shared.queue import (
     BOOKS_QUEUE,
     INFERENCE_QUEUE,
+    InferenceQueue,
     deserialize_job,
     serialize_job,
 )
@@ -24,6 +26,7 @@ from shared.valkey import open_queue, open_valkey
 from workers.deps import Cancellations, Deps
 from workers.fleet import FleetWorker
 from workers.inference import run_inference
+from workers.kept import drive_kept_calls, forget_kept_calls
 from workers.ledger import Ledger
 from workers.providers import build_providers, open_transport
 from workers.sweep import BooksDeps, expire_grants, release_expired_holds
@@ -74,6 +77,7 @@ def inference_worker(settings: Settings) -> FleetWorker:
         ctx["deps"] = Deps(
             settings=settings,
             ledger=ledger,
+            kept=KeptCalls(db, settings),
             publisher=publisher,
             providers=build_providers(settings, configs, http, catalogued),
             catalog=catalog,
@@ -108,7 +112,15 @@ def books_worker(settings: Settings) -> FleetWorker:
         db = Database(settings)
         ledger = Ledger(db)
         await ledger.start()
-        ctx["deps"] = BooksDeps(settings=settings, db=db, ledger=ledger)
+        redis = ctx["redis"]
+        ctx["deps"] = BooksDeps(
+            settings=settings,
+            db=db,
+            ledger=ledger,
+            kept=KeptCalls(db, settings),
+            queue=InferenceQueue(redis),
+            redis=redis,
+        )
 
     async def shutdown(ctx: dict[str, Any]) -> None:
         await ctx["deps"].ledger.aclose()
@@ -118,6 +130,8 @@ def books_worker(settings: Settings) -> FleetWorker:
         functions=[],
         cron_jobs=[
             cron(release_expired_holds, second={0, 15, 30, 45}, run_at_startup=True, keep_result=0),
+            cron(drive_kept_calls, second=set(range(0, 60, 5)), run_at_startup=True, keep_result=0),
+            cron(forget_kept_calls, minute=set(range(60)), run_at_startup=True, keep_result=0),
             cron(expire_grants, minute={0, 15, 30, 45}, run_at_startup=True, keep_result=0),
         ],
         kind="books",

@@ -92,7 +92,12 @@ async def settle(call: Call, plan: Plan, ending: Ending, deps: Deps) -> Complete
         # dearer than anyone could know: held for like the rest, or written off by the ledger
         extra = charge - ending.held_usd
         await deps.ledger.extend(call.inference_id, call.attempt, extra)
+    completed = None
+    if ending.outcome is Outcome.SUCCEEDED and ending.completed is not None:
+        completed = replace(ending.completed, usage=ending.usage, cost_usd=charge)
     item = settlement_item(call, plan, ending, charge, deps)
+    if call.envelope.kept:
+        item["kept"] = kept_result(call, ending, completed, deps)
     if ending.candidate is not None:
         PROVIDER_CALLS.labels(
             provider=ending.candidate.provider, outcome=ending.outcome.value
@@ -100,9 +105,7 @@ async def settle(call: Call, plan: Plan, ending: Ending, deps: Deps) -> Complete
     result = await deps.ledger.settle(item)
     if result != MINE:
         raise NotOurs(result)
-    if ending.outcome is Outcome.SUCCEEDED and ending.completed is not None:
-        return replace(ending.completed, usage=ending.usage, cost_usd=charge)
-    return None
+    return completed
 
 
 class NotOurs(Exception):
@@ -112,7 +115,7 @@ class NotOurs(Exception):
 def settlement_item(
     call: Call, plan: Plan, ending: Ending, charge: Decimal, deps: Deps
 ) -> dict[str, Any]:
-    """One settlement, as `settle_inferences` takes it."""
+    """One settlement, as `end_inferences` takes it."""
     reached = ending.candidate is not None
     return {
         **identity(call, plan),
@@ -122,6 +125,24 @@ def settlement_item(
         "outcome": outcome_row(call, plan, ending, charge),
         "receipt": receipt_row(call, ending, charge, deps) if reached else None,
     }
+
+
+def kept_result(
+    call: Call, ending: Ending, completed: Completed | None, deps: Deps
+) -> dict[str, Any]:
+    """All that the client is told, to be kept with the settlement.
+
+    A call that came to nothing before any provider was asked, and that may be tried again, gives
+    its idempotency key back: the next one is not answered by a fault that has passed.
+    """
+    whole = call.answer.whole(completed or ending.failure_or_bug())
+    came_to_nothing = ending.candidate is None and call.attempt == 1
+    return deps.kept.settlement(
+        call.envelope.inference_id,
+        ending.outcome.value,
+        whole,
+        frees_key=came_to_nothing and completed is None and ending.failure_or_bug().retryable,
+    )
 
 
 def events(call: Call, plan: Plan, ending: Ending, charge: Decimal) -> list[AuditDraft]:

@@ -6,26 +6,33 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from redis.asyncio import Redis
 
 from shared.config import Settings
 from shared.db import Database
 from shared.domain.audit import EventType, draft
 from shared.errors import DeadlineExceeded
+from shared.kept import KeptCalls, KeptResult
+from shared.queue import InferenceQueue
+from shared.stream import Record, RecordKind, pack_failure
 from workers.call import Outcome
 from workers.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
 SWEEP_LIMIT = 100
+LOST = DeadlineExceeded("The call was lost and its hold has run out.").failure()
 
 # A hold outlives every deadline of its call, so one that has run out belongs to nobody.
 EXPIRED_HOLDS = """
-SELECT i.id, i.tenant_id, i.agent_id, i.attempt, i.routed, i.dialect, i.model, e.payload
+SELECT i.id, i.tenant_id, i.agent_id, i.attempt, i.routed, i.dialect, i.model, e.payload,
+       k.inference_id IS NOT NULL AS kept
   FROM inferences i
   LEFT JOIN audit_events e
     ON e.agent_id = i.agent_id AND e.event_type = 'inference.routed'
    AND e.created_at >= i.created_at - interval '1 minute'
    AND e.payload::jsonb ->> 'inference_id' = i.id::text
+  LEFT JOIN kept_calls k ON k.inference_id = i.id AND k.state = 'accepted'
  WHERE i.state = 'held' AND i.hold_expires_at < now()
  ORDER BY i.hold_expires_at
  LIMIT $1
@@ -37,6 +44,9 @@ class BooksDeps:
     settings: Settings
     db: Database
     ledger: Ledger
+    kept: KeptCalls
+    queue: InferenceQueue
+    redis: Redis
 
 
 async def release_expired_holds(ctx: Mapping[str, Any]) -> int:
@@ -48,7 +58,10 @@ async def release_expired_holds(ctx: Mapping[str, Any]) -> int:
     finally:
         await connection.close()
     for row in rows:
-        result = await deps.ledger.settle(expiry_item(dict(row)))
+        item = expiry_item(dict(row))
+        if row["kept"]:
+            item["kept"] = deps.kept.settlement(row["id"], Outcome.EXPIRED, lost(dict(row)))
+        result = await deps.ledger.settle(item)
         log.warning("hold_expired", extra={"inference_id": str(row["id"]), "result": result})
     return len(rows)
 
@@ -56,13 +69,12 @@ async def release_expired_holds(ctx: Mapping[str, Any]) -> int:
 def expiry_item(row: Mapping[str, Any]) -> dict[str, Any]:
     """The settlement of a call of which only its hold and its routing event are left."""
     routed: dict[str, Any] = orjson.loads(row["payload"]) if row["payload"] else {}
-    failure = DeadlineExceeded("The call was lost and its hold has run out.").failure()
     data = {
         "inference_id": str(row["id"]),
         "router": routed.get("router", "direct"),
         "model": routed.get("model", row["model"]),
         "provider": routed.get("provider"),
-        "code": failure.code,
+        "code": LOST.code,
         "outcome": Outcome.EXPIRED.value,
     }
     event = draft(EventType.PROVIDER_FAILED, str(row["agent_id"]), data)
@@ -81,6 +93,12 @@ def expiry_item(row: Mapping[str, Any]) -> dict[str, Any]:
         "outcome": expired_outcome(row, routed) if row["routed"] else None,
         "receipt": None,
     }
+
+
+def lost(row: Mapping[str, Any]) -> KeptResult:
+    """What the client of such a call is told, if it is kept."""
+    record = Record(row["id"].bytes, row["attempt"] + 1, RecordKind.FAIL, 0, pack_failure(LOST))
+    return KeptResult(record.pack())
 
 
 def expired_outcome(row: Mapping[str, Any], routed: Mapping[str, Any]) -> dict[str, Any]:

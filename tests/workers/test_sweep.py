@@ -6,11 +6,14 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest_asyncio
+from redis.asyncio import Redis
 
 from shared.config import Settings
 from shared.db import Connection, Database
 from shared.domain.audit import draft
 from shared.domain.ledger import GRANTS_ACCOUNT
+from shared.kept import KeptCalls
+from shared.queue import InferenceQueue
 from tests.workers.ledger_cases import Agent, call, ending, hold, new_agent, results, wallet_of
 from workers.ledger import Ledger
 from workers.sweep import BooksDeps, expire_grants, release_expired_holds
@@ -21,7 +24,10 @@ async def books(settings: Settings) -> AsyncIterator[dict[str, Any]]:
     db = Database(settings)
     ledger = Ledger(db)
     await ledger.start()
-    yield {"deps": BooksDeps(settings=settings, db=db, ledger=ledger)}
+    redis = Redis.from_url(settings.redis_url)
+    kept, queue = KeptCalls(db, settings), InferenceQueue(redis)
+    yield {"deps": BooksDeps(settings, db, ledger, kept, queue, redis)}
+    await redis.aclose()
     await ledger.aclose()
     await db.aclose()
 

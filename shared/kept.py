@@ -1,0 +1,207 @@
+"""Calls that are kept: durable in Postgres before anybody hears of them, with their results after.
+
+A call is kept if it runs in the background or has an `Idempotency-Key`. Request and result are
+sealed with a key of their own (`shared.keys.request_sealer`) and bound to the inference's id. The
+queue only says that there is work: what was accepted and has not ended is driven again from here.
+"""
+
+import base64
+import hashlib
+import hmac
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from shared.config import Settings
+from shared.db import Database
+from shared.keys import Sealer, request_sealer
+from shared.queue import Envelope
+from shared.stream import Record, unpack_records
+
+ACCEPTED, DONE, DEAD = "accepted", "done", "dead"
+
+_LENGTH = struct.Struct(">Q")
+
+_KEEP = """
+SELECT * FROM keep_call(
+  cast(:inference_id AS uuid), cast(:receipt_id AS uuid), cast(:tenant_id AS uuid),
+  cast(:agent_id AS uuid), cast(:dialect AS text), cast(:path AS text), :stream, :background,
+  cast(:key_hash AS bytea), cast(:body_hash AS bytea), cast(:envelope AS bytea),
+  cast(:key_s AS double precision), cast(:retain_s AS double precision))
+"""
+# A call that was refused after all: nobody was told of it, and its key is free again.
+_WITHDRAW = """
+DELETE FROM kept_calls
+ WHERE inference_id = :inference_id AND tenant_id = :tenant_id
+   AND state = 'accepted' AND started_at IS NULL
+"""
+_STATES = """
+SELECT k.inference_id, k.state
+  FROM unnest(cast(:ids AS uuid[]), cast(:tenants AS uuid[])) AS w (inference_id, tenant_id)
+  JOIN kept_calls k ON k.inference_id = w.inference_id AND k.tenant_id = w.tenant_id
+"""
+_RESULT = """
+SELECT result FROM kept_calls WHERE inference_id = :inference_id AND tenant_id = :tenant_id
+"""
+# The worker's claim in the database. No row: it has ended, or a newer attempt has it.
+_TAKE = """
+UPDATE kept_calls
+   SET attempts = greatest(attempts, :attempt), started_at = coalesce(started_at, now()),
+       driven_at = now()
+ WHERE inference_id = :inference_id AND state = 'accepted' AND attempts < :attempt
+RETURNING cancelled_at IS NOT NULL AS cancelled
+"""
+_CANCEL = """
+UPDATE kept_calls SET cancelled_at = coalesce(cancelled_at, now())
+ WHERE inference_id = :inference_id AND tenant_id = :tenant_id AND state = 'accepted'
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptCall:
+    """A call that is kept: `fresh` if it was written just now, else it had the key before.
+
+    `same_request`: whether that call asked for the same.
+    """
+
+    inference_id: UUID
+    receipt_id: UUID
+    tenant_id: UUID
+    state: str
+    fresh: bool
+    same_request: bool
+    sealed_result: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptResult:
+    """All that the client of a call is told: packed records, its end included.
+
+    `body` is the whole answer as one body of its dialect; empty for a call that failed.
+    """
+
+    records: bytes = field(repr=False)
+    body: bytes = field(default=b"", repr=False)
+
+    def pack(self) -> bytes:
+        return _LENGTH.pack(len(self.records)) + self.records + self.body
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> "KeptResult":
+        (length,) = _LENGTH.unpack_from(packed)
+        at = _LENGTH.size + length
+        return cls(packed[_LENGTH.size : at], packed[at:])
+
+    def told(self) -> Iterable[Record]:
+        return unpack_records(self.records)
+
+
+def hash_key(key: str) -> bytes:
+    """What is stored of an idempotency key; its bytes are the client's business."""
+    return hashlib.sha256(key.encode()).digest()
+
+
+def hash_request(agent_id: str, path: str, body: bytes) -> bytes:
+    """What two calls with one key must share: the agent, the path and the body, byte for byte."""
+    digest = hashlib.sha256(f"{agent_id}\n{path}\n".encode())
+    digest.update(body)
+    return digest.digest()
+
+
+class KeptCalls:
+    """The table `kept_calls`, each method one round trip. Errors are the database's own."""
+
+    def __init__(self, db: Database, settings: Settings) -> None:
+        self._db = db
+        self._sealer: Sealer = request_sealer(settings.master_key.get_secret_value())
+        self._key_s = settings.idempotency_hours * 3600
+        self._retain_s = settings.result_retention_hours * 3600
+
+    async def keep(
+        self,
+        envelope: Envelope,
+        path: str,
+        key: str | None,
+        *,
+        stream: bool,
+        background: bool,
+    ) -> KeptCall:
+        """Write the call down, unless its key is known: then it is the call that has the key."""
+        inference_id, caller = envelope.inference_id, envelope.caller
+        body_hash = hash_request(caller["agent_id"], path, envelope.body)
+        (row,) = await self._db.run(
+            _KEEP,
+            inference_id=inference_id,
+            receipt_id=envelope.receipt_id,
+            tenant_id=UUID(caller["tenant_id"]),
+            agent_id=UUID(caller["agent_id"]),
+            dialect=envelope.dialect.value,
+            path=path,
+            stream=stream,
+            background=background,
+            key_hash=None if key is None else hash_key(key),
+            body_hash=body_hash,
+            envelope=self._sealer.seal(envelope.pack(), inference_id),
+            key_s=self._key_s,
+            retain_s=self._retain_s,
+        )
+        return KeptCall(
+            inference_id=row.inference_id,
+            receipt_id=row.receipt_id,
+            tenant_id=row.tenant_id,
+            state=row.state,
+            fresh=row.inference_id == inference_id,
+            same_request=hmac.compare_digest(row.body_hash, body_hash),
+            sealed_result=row.result,
+        )
+
+    async def withdraw(self, envelope: Envelope) -> None:
+        """Forget a call that was refused before anybody was told that it is accepted."""
+        await self._db.run(
+            _WITHDRAW,
+            inference_id=envelope.inference_id,
+            tenant_id=UUID(envelope.caller["tenant_id"]),
+        )
+
+    async def states(self, wanted: Mapping[UUID, UUID]) -> dict[UUID, str]:
+        """The states of calls by id, of those that are there; `wanted` has their tenants."""
+        rows = await self._db.run(_STATES, ids=[*wanted], tenants=[*wanted.values()])
+        return {row.inference_id: row.state for row in rows}
+
+    async def result(self, inference_id: UUID, tenant_id: UUID) -> KeptResult | None:
+        """What the call's client is told; None where there is nothing (any more)."""
+        rows = await self._db.run(_RESULT, inference_id=inference_id, tenant_id=tenant_id)
+        return self.open_result(inference_id, rows[0].result) if rows else None
+
+    def open_result(self, inference_id: UUID, sealed: bytes | None) -> KeptResult | None:
+        """Raises `SealBroken` for one that was sealed with another master key."""
+        if sealed is None:
+            return None
+        return KeptResult.unpack(self._sealer.open(sealed, inference_id))
+
+    def open_envelope(self, inference_id: UUID, sealed: bytes) -> Envelope:
+        """Raises `SealBroken` for one that was sealed with another master key."""
+        return Envelope.unpack(self._sealer.open(sealed, inference_id))
+
+    async def take(self, inference_id: UUID, attempt: int) -> bool | None:
+        """A worker begins an attempt: whether it was cancelled; None: it is not to be run."""
+        rows = await self._db.run(_TAKE, inference_id=inference_id, attempt=attempt)
+        return bool(rows[0].cancelled) if rows else None
+
+    async def cancel(self, inference_id: UUID, tenant_id: UUID) -> None:
+        """Note that the call shall stop, for whoever claims it later."""
+        await self._db.run(_CANCEL, inference_id=inference_id, tenant_id=tenant_id)
+
+    def settlement(
+        self, inference_id: UUID, outcome: str, result: KeptResult, *, frees_key: bool = False
+    ) -> dict[str, Any]:
+        """`kept` of a settlement, as `end_inferences` takes it."""
+        sealed = self._sealer.seal(result.pack(), inference_id)
+        return {
+            "outcome": outcome,
+            "result": base64.b64encode(sealed).decode(),
+            "retain_s": self._retain_s,
+            "frees_key": frees_key,
+        }
