@@ -14,7 +14,7 @@ from ingress import agents, discovery, inference, inferences, operations, reads,
 from ingress.answers import failure_response
 from ingress.auth import KeyCache
 from ingress.deps import Deps
-from ingress.following import Following
+from ingress.ends import Ends
 from ingress.middleware import RequestContext
 from ingress.openapi import describe
 from ingress.relay import Relay
@@ -85,9 +85,9 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
     # what was said while nobody listened is not known, so nothing kept is trusted then
     control = ControlListener(redis, obey, missed=keyring.forget_all)
     kept = KeptCalls(db, settings)
-    following = Following(kept, settings, settings.call_deadline_s + LOST_AFTER_S)
+    ends = Ends(kept, settings, settings.call_deadline_s + LOST_AFTER_S)
     try:
-        following.start()
+        ends.start()
         await relay.start()
         await control.start()
         deps = Deps(
@@ -98,13 +98,13 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
             catalog=await open_catalog(db),
             relay=relay,
             kept=kept,
-            following=following,
+            ends=ends,
             queue=InferenceQueue(redis, queue_limits(settings)),
         )
         warn_of_no_provider(deps)
         yield deps
     finally:
-        await following.aclose()
+        await ends.aclose()
         await control.aclose()
         await relay.aclose()
         await db.aclose()

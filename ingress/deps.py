@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from ingress.following import Following
+from ingress.ends import Ends
 from ingress.relay import Relay
 from shared.config import ProviderConfig, Settings, provider_configs
 from shared.db import TRANSIENT, Database
@@ -33,7 +33,7 @@ class Deps:
     catalog: Catalog
     relay: Relay
     kept: KeptCalls
-    following: Following
+    ends: Ends
     queue: InferenceQueue
     providers: Mapping[str, ProviderConfig] = field(default_factory=provider_configs)
 

@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from ingress.answers import answer_headers
 from ingress.deps import Deps, reachable
-from ingress.following import tell
+from ingress.ends import tell
 from ingress.opening import enqueue, first_word
 from ingress.relay import Reply
 from shared.domain.inference import InferenceRequest
@@ -60,7 +60,7 @@ async def answer_kept(
         if known.fresh:
             if reply is None:
                 return accepted(envelope, "queued", deps)
-            deps.following.follow(reply, known.inference_id, known.tenant_id, alone=False)
+            deps.ends.wait_for(reply, known.inference_id, known.tenant_id, alone=False)
             return await first_word(request, call, envelope, reply, deps)
     except BaseException:
         if reply is not None:
@@ -125,7 +125,7 @@ async def join(
 
 def follow(reply: Reply, known: KeptCall, deps: Deps) -> None:
     """Let a second client hear a call that runs: all of it, as soon as it has ended."""
-    deps.following.follow(reply, known.inference_id, known.tenant_id, alone=True)
+    deps.ends.wait_for(reply, known.inference_id, known.tenant_id, alone=True)
 
 
 def accepted(envelope: Envelope, status: str, deps: Deps) -> Response:

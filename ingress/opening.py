@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 import time
 
 from fastapi import Request
@@ -14,14 +13,12 @@ from ingress.answers import AnswerStream, abandon, answer_headers, failure_respo
 from ingress.deps import Deps
 from ingress.relay import Reply
 from shared.domain.inference import InferenceRequest
-from shared.errors import Overloaded, RateLimited
 from shared.metrics import TIME_TO_FIRST_EVENT
 from shared.queue import Envelope, Priority, Queued
 from shared.stream import RecordKind, unpack_failure
 
 log = logging.getLogger(__name__)
 
-LONGEST_WAIT_S = 60.0
 # a store that restarts, or fails over, is back about then
 PERSISTENCE_S = 1.0
 
@@ -33,14 +30,7 @@ async def enqueue(envelope: Envelope, priority: Priority, deps: Deps) -> None:
     except (RedisError, OSError) as error:
         log.warning("enqueue_repeated", extra={"error": repr(error)})
         queued = await _enqueue_again(envelope, priority, deps)
-    if queued.result == "TENANT_BUSY":
-        raise RateLimited(
-            "Too many calls of this tenant wait already.", retry_after=worth(queued.oldest_age_s)
-        )
-    if queued.result == "BUSY":
-        raise Overloaded(
-            "More calls wait than the fleet can take on.", retry_after=worth(queued.oldest_age_s)
-        )
+    queued.ensure_taken()
 
 
 async def _enqueue_again(envelope: Envelope, priority: Priority, deps: Deps) -> Queued:
@@ -52,11 +42,6 @@ async def _enqueue_again(envelope: Envelope, priority: Priority, deps: Deps) -> 
         reraise=True,
     )
     return await retrying(deps.queue.enqueue, envelope, priority)
-
-
-def worth(oldest_age_s: float) -> float:
-    """When to come again: what has waited longest says how long a call waits at the moment."""
-    return min(max(1.0, math.ceil(oldest_age_s)), LONGEST_WAIT_S)
 
 
 async def first_word(

@@ -8,6 +8,7 @@ queue only says that there is work: what was accepted and has not ended is drive
 import base64
 import hashlib
 import hmac
+import logging
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,9 +17,11 @@ from uuid import UUID
 
 from shared.config import Settings
 from shared.db import Database
-from shared.keys import Sealer, request_sealer
+from shared.keys import SealBroken, Sealer, request_sealer
 from shared.queue import Envelope
 from shared.stream import Record, unpack_records
+
+log = logging.getLogger(__name__)
 
 ACCEPTED, DONE, DEAD = "accepted", "done", "dead"
 
@@ -176,10 +179,13 @@ class KeptCalls:
         return self.open_result(inference_id, rows[0].result) if rows else None
 
     def open_result(self, inference_id: UUID, sealed: bytes | None) -> KeptResult | None:
-        """Raises `SealBroken` for one that was sealed with another master key."""
-        if sealed is None:
+        """The result; None where there is none that this master key opens."""
+        try:
+            opened = sealed and self._sealer.open(sealed, inference_id)
+        except SealBroken:
+            log.error("kept_result_unreadable", extra={"inference_id": str(inference_id)})
             return None
-        return KeptResult.unpack(self._sealer.open(sealed, inference_id))
+        return KeptResult.unpack(opened) if opened else None
 
     def open_envelope(self, inference_id: UUID, sealed: bytes) -> Envelope:
         """Raises `SealBroken` for one that was sealed with another master key."""

@@ -92,7 +92,7 @@ class Answer:
         """The answer of a kept call with this end, which is not told yet: that is for later."""
         told = self._told or []
         records = [*told, *self._ending(end)]
-        packed = b"".join([record.pack() for record in records])
+        packed = b"".join([replace(each, seq=seq).pack() for seq, each in enumerate(records)])
         if not isinstance(end, Completed):
             return KeptResult(packed)
         if not self._stream:

@@ -88,17 +88,18 @@ END $$
 
 # batch: the items of `settle_inferences`; one that is kept has
 # kept: {outcome, result: sealed, in base64, retain_s, frees_key}
-# Only what this very attempt has settled is kept, now or when the answer to that was lost.
+# Only what this very attempt has settled is kept, now or when the answer to that was lost. Not
+# `now()`: a transaction may have begun when its statement was prepared.
 _KEEP_RESULTS = """
 CREATE FUNCTION keep_results(batch jsonb) RETURNS void
 LANGUAGE sql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
   UPDATE kept_calls k
      SET state = 'done', envelope = NULL, outcome = x.kept ->> 'outcome',
-         result = decode(x.kept ->> 'result', 'base64'), finished_at = now(),
+         result = decode(x.kept ->> 'result', 'base64'), finished_at = clock_timestamp(),
          idempotency_key_hash =
            CASE WHEN (x.kept ->> 'frees_key')::boolean THEN NULL ELSE k.idempotency_key_hash END,
          expires_at = greatest(k.expires_at,
-           now() + make_interval(secs => (x.kept ->> 'retain_s')::double precision))
+           clock_timestamp() + make_interval(secs => (x.kept ->> 'retain_s')::double precision))
     FROM jsonb_to_recordset(batch) AS x (inference_id uuid, attempt int, kept jsonb)
     JOIN inferences i ON i.id = x.inference_id
    WHERE jsonb_typeof(x.kept) = 'object' AND k.inference_id = x.inference_id

@@ -173,7 +173,7 @@ def sent(stack: Stack, api_key: str, request: dict[str, Any]) -> Iterator[None]:
     """A request on its way; the connection is closed when the block ends, whatever has come."""
     body = httpx.Request("POST", f"{stack.url}{request['url']}", json=request["json"])
     host, port = stack.url.removeprefix("http://").split(":")
-    headers = {**dict(body.headers), "authorization": f"Bearer {api_key}"}
+    headers = {**body.headers, **request.get("headers", {}), "authorization": f"Bearer {api_key}"}
     lines = [f"POST {request['url']} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items())]
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall("\r\n".join([*lines, "", ""]).encode() + body.read())

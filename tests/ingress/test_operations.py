@@ -72,7 +72,7 @@ def bare_app(settings: Settings, **stores: Any) -> httpx.AsyncClient:
     app.add_exception_handler(AinferaError, render)
     app.add_middleware(RequestContext)
     untouchable = Untouchable()
-    names = ("db", "redis", "keyring", "catalog", "relay", "kept", "following", "queue")
+    names = ("db", "redis", "keyring", "catalog", "relay", "kept", "ends", "queue")
     app.state.deps = Deps(
         settings=settings, **{name: stores.get(name, untouchable) for name in names}
     )

@@ -28,7 +28,7 @@ LOOKS_EVERY_S = 0.25
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Followed:
+class Waiting:
     """`alone`: nobody else pings this reply, or cuts its client off if it stalls."""
 
     inference_id: UUID
@@ -37,7 +37,7 @@ class Followed:
     alone: bool
 
 
-class Following:
+class Ends:
     """The replies of this process that wait for the results of kept calls."""
 
     def __init__(self, kept: KeptCalls, settings: Settings, patience_s: float) -> None:
@@ -45,12 +45,12 @@ class Following:
         self._ping_after_s = settings.ping_interval_s * 3 / 4
         self._stall_s = settings.idle_deadline_s
         self._patience_s = patience_s
-        self._followed: set[Followed] = set()
+        self._waiting: set[Waiting] = set()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="following")
+        self._task = asyncio.create_task(self._run(), name="ends")
 
     async def aclose(self) -> None:
         if self._task is not None:
@@ -58,26 +58,26 @@ class Following:
             with suppress(asyncio.CancelledError):
                 await self._task
 
-    def follow(self, reply: Reply, inference_id: UUID, tenant_id: UUID, *, alone: bool) -> None:
+    def wait_for(self, reply: Reply, inference_id: UUID, tenant_id: UUID, *, alone: bool) -> None:
         """Feed `reply` the end of this call; until it has ended or its client is gone."""
-        self._followed.add(Followed(inference_id, tenant_id, reply, alone))
+        self._waiting.add(Waiting(inference_id, tenant_id, reply, alone))
         self._wake.set()
 
     async def _run(self) -> None:
         while True:
             await self._wake.wait()
+            await asyncio.sleep(LOOKS_EVERY_S)
             try:
                 await self._look()
             except (SQLAlchemyError, *TRANSIENT) as error:
-                log.warning("following_waits", extra={"error": type(error).__name__})
+                log.warning("ends_unreadable", extra={"error": type(error).__name__})
             self._look_after()
-            if not self._followed:
+            if not self._waiting:
                 self._wake.clear()
-            await asyncio.sleep(LOOKS_EVERY_S)
 
     async def _look(self) -> None:
         """One query for all; then the result of each call that has ended."""
-        waiting = [each for each in self._followed if not each.reply.ended]
+        waiting = [each for each in self._waiting if not each.reply.ended]
         if not waiting:
             return
         states = await self._kept.states({each.inference_id: each.tenant_id for each in waiting})
@@ -90,16 +90,16 @@ class Following:
             elif state != ACCEPTED:
                 await self._feed(each)
 
-    async def _feed(self, each: Followed) -> None:
+    async def _feed(self, each: Waiting) -> None:
         result = await self._kept.result(each.inference_id, each.tenant_id)
         tell(each.reply, result.told() if result is not None else ())
 
     def _look_after(self) -> None:
         now = asyncio.get_running_loop().time()
-        for each in list(self._followed):
+        for each in list(self._waiting):
             reply = each.reply
             if reply.ended or reply.gone:
-                self._followed.discard(each)
+                self._waiting.discard(each)
             elif each.alone:
                 reply.cut_off(now, self._stall_s)
                 if now - reply.expected_at > self._patience_s:
