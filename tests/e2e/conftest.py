@@ -67,7 +67,7 @@ def stack(
         "AINFERA_OPENAI_BASE_URL": upstream.openai_url,
     }
     home = tmp_path_factory.mktemp("stack")
-    yield from _started(servers, template, backstage, "e2e", 2, home, changes)
+    yield from started_stack(servers, template, backstage, "e2e", 2, home, changes)
 
 
 @pytest.fixture(scope="session")
@@ -80,10 +80,10 @@ def simulated_stack(
     """The stack as it comes: no provider key, so that every answer is simulated."""
     changes = {"SIMULATED_FIRST_TOKEN_MS": "0", "SIMULATED_TOKEN_MS": "0"}
     home = tmp_path_factory.mktemp("simulated")
-    yield from _started(servers, template, backstage, "e2e_simulated", 3, home, changes)
+    yield from started_stack(servers, template, backstage, "e2e_simulated", 3, home, changes)
 
 
-def _started(
+def started_stack(
     servers: Servers,
     template: str,
     backstage: Backstage,
@@ -92,6 +92,7 @@ def _started(
     home: Path,
     changes: dict[str, str],
 ) -> Iterator[Stack]:
+    """A stack on a database of its own, and on the Valkey database of this number."""
     backstage.run(_database(servers, template, name))
     with running_stack(
         home,

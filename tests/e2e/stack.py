@@ -43,6 +43,7 @@ class Stack:
     redis_url: str
     internal_key: str
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    told: dict[str, str] = field(default_factory=dict, repr=False)
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         """One plain HTTP request. There is no TLS here: no certificates are read for it."""
@@ -51,6 +52,15 @@ class Stack:
     def log_text(self) -> str:
         """What all processes have said so far, on both of their outputs."""
         return "\n".join(path.read_text("utf-8") for path in sorted(self.logs.glob("*.log")))
+
+    def kill(self, name: str) -> None:
+        """End one process as nobody would: at once."""
+        self.processes[name].kill()
+        self.processes[name].wait()
+
+    def start(self, name: str) -> None:
+        """Start one process, again or for the first time."""
+        self.processes[name] = start(COMMANDS[name], self.logs / f"{name}.log", self.told)
 
     def stop(self) -> None:
         """As Ctrl-C stops it; what does not stop in time is killed."""
@@ -105,10 +115,11 @@ def running_stack(
         superuser_url=superuser_url,
         redis_url=redis_url,
         internal_key=told["AINFERA_INTERNAL_KEY"],
+        told=told,
     )
     try:
         for name in names:
-            stack.processes[name] = start(COMMANDS[name], home / f"{name}.log", told)
+            stack.start(name)
         wait_until_ready(stack)
         yield stack
     finally:
