@@ -16,6 +16,7 @@ from ingress.relay import Reply
 from shared.control import CANCEL, give_order
 from shared.domain.dialects import DIALECTS
 from shared.domain.inference import CallInfo, Dialect, Failed, Failure
+from shared.errors import IdempotencyConflict
 from shared.queue import Envelope
 from shared.stream import RecordKind, encode_frames, number_frames, unpack_failure
 
@@ -153,6 +154,8 @@ def failure_response(
     spoken = DIALECTS[dialect]
     inference_id = str(envelope.inference_id) if envelope is not None else None
     headers = answer_headers(envelope, None, deps, stream=False) if envelope is not None else {}
+    if failure.code == IdempotencyConflict.code:
+        headers["x-should-retry"] = "false"  # SDKs send a 409 again by themselves, in vain
     if failure.retry_after is not None:
         headers["retry-after"] = str(max(1, round(failure.retry_after)))
     return Response(

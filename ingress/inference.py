@@ -128,8 +128,9 @@ async def unconfirmed(envelope: Envelope, deps: Deps) -> Response:
     with suppress(RedisError, OSError):
         await give_order(deps.redis, CANCEL, inference_id=str(envelope.inference_id))
     away = Unavailable(
-        "The queue did not confirm the call. If it ran all the same, what it used is settled under "
-        "this inference's id. Retry; with an Idempotency-Key a call is never run twice."
+        "The queue does not answer, so the call may or may not have been queued. If it was, it is "
+        "stopped, or charged once, as the agent's wallet and ledger show. Retry; with an "
+        "Idempotency-Key no call runs twice."
     )
     return failure_response(away.failure(), envelope.dialect, envelope, deps)
 

@@ -104,13 +104,6 @@ def retry_after_s(
     to_go = max(1.0, waiting / 10, waiting - most * 0.9)
     return 60 if rate <= 0 else max(1, min(60, math.ceil(to_go / rate)))
 
-    def ensure_taken(self) -> None:
-        """Raises `Overloaded` (503) or `RateLimited` (429) where the job was not taken."""
-        if self.result == "BUSY":
-            raise Overloaded("More calls wait than can be answered in time; nothing was charged.")
-        if self.result == "TENANT_BUSY":
-            raise RateLimited("Too many calls of yours wait already; nothing was charged.")
-
 
 @dataclass(frozen=True, slots=True)
 class Envelope:

@@ -236,6 +236,7 @@ def test_another_request_with_the_key_is_a_conflict(
         other = call(stack, agent.api_key, dialect, f"{word} other", headers=headers)
         expected = (409, "idempotency_conflict") if dialect == "native" else (200, None)
         assert (other.status, other.error_code) == expected
+        assert other.headers.get("x-should-retry") == ("false" if other.status == 409 else None)
     # the key is the tenant's: somebody else's same key is another one
     assert (
         call(stack, signup("other").api_key, "native", f"{word} x", headers=headers).status == 200

@@ -139,6 +139,8 @@ PATHS_OF_AN_AGENT = [
     ("POST", "/v1/agents/register", {"tenant_id": "{}", "name": "mine"}),
     ("POST", "/v1/inference", {"agent_id": "{}", "model": "gpt-5-mini", "messages": "HELLO"}),
     ("POST", "/v1/messages", {"agent_id": "{}", "model": "gpt-5-mini", "messages": "HELLO"}),
+    ("GET", "/v1/inferences/{}", None),
+    ("POST", "/v1/inferences/{}/cancel", None),
     ("GET", "/v1/inferences/{}/decision", None),
     ("GET", "/v1/receipts/{}", None),
 ]
@@ -166,6 +168,8 @@ def test_another_tenants_id_is_as_unknown_as_a_made_up_one(
     answer = call(stack, victim.api_key, "native", "Hi.")
     theirs = {
         "/v1/agents/register": victim.tenant_id,
+        "/v1/inferences/{}": answer.inference_id,
+        "/v1/inferences/{}/cancel": answer.inference_id,
         "/v1/inferences/{}/decision": answer.inference_id,
         "/v1/receipts/{}": answer.headers["x-ainfera-receipt-id"],
     }.get(path, victim.agent_id)
