@@ -16,10 +16,12 @@ from shared.domain.dialects import DIALECTS
 from shared.domain.inference import Dialect
 from shared.errors import (
     AinferaError,
+    Cancelled,
     DeadlineExceeded,
     Draining,
     Forbidden,
     HandleTaken,
+    IdempotencyConflict,
     InsufficientFunds,
     InternalError,
     InvalidApiKey,
@@ -45,6 +47,8 @@ CALL_ERRORS: tuple[type[AinferaError], ...] = (
     Forbidden,
     SpendPolicyExceeded,
     NotFound,
+    IdempotencyConflict,
+    Cancelled,
     RequestTooLarge,
     ModelUnavailable,
     NoCandidateClearsFloor,
@@ -109,6 +113,11 @@ def call(dialect: Dialect, example: Mapping[str, Any]) -> dict[str, Any]:
                     "application/json": {"schema": schemas.ref(result)},
                     "text/event-stream": {"schema": {"type": "string", "description": stream}},
                 },
+            },
+            "202": {
+                "description": "With `background`: the call is kept and goes on by itself.",
+                "headers": schemas.ANSWER_HEADERS,
+                "content": {"application/json": {"schema": schemas.ref("Accepted")}},
             },
             **failures(CALL_ERRORS, dialect),
         },

@@ -62,6 +62,7 @@ _COMMON: Schema = {
     "max_tokens": _LIMIT,
     "top_p": _between(0, 1),
     "stream": _FLAG,
+    "background": {**_FLAG, "description": "Answer 202 now; the call goes on by itself."},
     "metadata": _OBJECT,
     "routing_hint": ref("RoutingHint"),
     "task_type": _text("As in `routing_hint`."),
@@ -204,6 +205,14 @@ _ANSWERS: Schema = {
         "id object created model choices usage ainfera",
     ),
     "TokenCount": _thing({"input_tokens": _COUNT}, "input_tokens"),
+    "Accepted": _thing(
+        {
+            **dict.fromkeys(("inference_id", "receipt_id"), _ID),
+            "status": _text("As GET /v1/inferences/{id} says it."),
+            **dict.fromkeys(("url", "events_url"), _text(format="uri")),
+        },
+        "inference_id receipt_id status url events_url",
+    ),
 }
 
 _ERRORS: Schema = {
@@ -282,6 +291,13 @@ CALL_PARAMETERS: list[Schema] = [
         "schema": _ID,
     },
     {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "required": False,
+        "description": "The same key and request is the same call: never run or charged twice.",
+        "schema": {**_text(), "minLength": 1, "maxLength": 255},
+    },
+    {
         "name": "traceparent",
         "in": "header",
         "required": False,
@@ -303,5 +319,6 @@ ANSWER_HEADERS: Schema = {
     "x-ainfera-model": _header("The vendor's id of the model, where it is known by now."),
     "x-ainfera-stream-mode": _header("`native` on streams."),
     "x-ainfera-simulated": _header("`true` if no provider was asked."),
+    "idempotent-replayed": _header("`true` if this is the answer of an earlier call."),
     "x-ainfera-ignored-fields": _header("Fields of the request that were not served."),
 }

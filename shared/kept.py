@@ -12,12 +12,18 @@ import logging
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 from uuid import UUID
+
+from sqlalchemy import Column, DateTime, Index, Text, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import BYTEA
+from sqlmodel import Field, SQLModel
 
 from shared.config import Settings
 from shared.db import Database
 from shared.keys import SealBroken, Sealer, request_sealer
+from shared.models import moment
 from shared.queue import Envelope
 from shared.stream import Record, unpack_records
 
@@ -60,6 +66,49 @@ _CANCEL = """
 UPDATE kept_calls SET cancelled_at = coalesce(cancelled_at, now())
  WHERE inference_id = :inference_id AND tenant_id = :tenant_id AND state = 'accepted'
 """
+
+
+class KeptCallRow(SQLModel, table=True):
+    """A call that was durable before its client heard of it; envelope and result are sealed."""
+
+    __tablename__ = "kept_calls"
+    __table_args__ = (
+        UniqueConstraint(
+            "tenant_id", "path", "idempotency_key_hash", name="kept_calls_idempotency_key"
+        ),
+        Index(
+            "kept_calls_accepted_idx",
+            "inference_id",
+            postgresql_where=text("state = 'accepted'::text"),
+        ),
+        Index(
+            "kept_calls_expires_at_idx",
+            "expires_at",
+            postgresql_where=text("state = 'done'::text"),
+        ),
+    )
+
+    inference_id: UUID = Field(primary_key=True)
+    receipt_id: UUID
+    tenant_id: UUID
+    agent_id: UUID
+    dialect: str = Field(sa_type=Text)
+    path: str = Field(sa_type=Text)
+    stream: bool
+    background: bool
+    idempotency_key_hash: bytes | None = Field(default=None, sa_type=BYTEA)
+    body_hash: bytes = Field(sa_type=BYTEA)
+    envelope: bytes | None = Field(default=None, sa_type=BYTEA)
+    state: str = Field(sa_type=Text, sa_column_kwargs={"server_default": "accepted"})
+    outcome: str | None = Field(default=None, sa_type=Text)
+    result: bytes | None = Field(default=None, sa_type=BYTEA)
+    attempts: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    accepted_at: datetime = moment()
+    driven_at: datetime = moment()
+    started_at: datetime | None = moment(optional=True)
+    cancelled_at: datetime | None = moment(optional=True)
+    finished_at: datetime | None = moment(optional=True)
+    expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
 
 
 @dataclass(frozen=True, slots=True)

@@ -281,49 +281,6 @@ class ReceiptRow(SQLModel, table=True):
     created_at: datetime = moment()
 
 
-class KeptCallRow(SQLModel, table=True):
-    """A call that was durable before its client heard of it; envelope and result are sealed."""
-
-    __tablename__ = "kept_calls"
-    __table_args__ = (
-        UniqueConstraint(
-            "tenant_id", "path", "idempotency_key_hash", name="kept_calls_idempotency_key"
-        ),
-        Index(
-            "kept_calls_accepted_idx",
-            "inference_id",
-            postgresql_where=text("state = 'accepted'::text"),
-        ),
-        Index(
-            "kept_calls_expires_at_idx",
-            "expires_at",
-            postgresql_where=text("state = 'done'::text"),
-        ),
-    )
-
-    inference_id: UUID = Field(primary_key=True)
-    receipt_id: UUID
-    tenant_id: UUID
-    agent_id: UUID
-    dialect: str = Field(sa_type=Text)
-    path: str = Field(sa_type=Text)
-    stream: bool
-    background: bool
-    idempotency_key_hash: bytes | None = Field(default=None, sa_type=BYTEA)
-    body_hash: bytes = Field(sa_type=BYTEA)
-    envelope: bytes | None = Field(default=None, sa_type=BYTEA)
-    state: str = Field(sa_type=Text, sa_column_kwargs={"server_default": "accepted"})
-    outcome: str | None = Field(default=None, sa_type=Text)
-    result: bytes | None = Field(default=None, sa_type=BYTEA)
-    attempts: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
-    accepted_at: datetime = moment()
-    driven_at: datetime = moment()
-    started_at: datetime | None = moment(optional=True)
-    cancelled_at: datetime | None = moment(optional=True)
-    finished_at: datetime | None = moment(optional=True)
-    expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
-
-
 class AuditHeadRow(SQLModel, table=True):
     """The last event of an agent's chain; locked by whoever appends."""
 

@@ -9,7 +9,7 @@ call that is settled has its result, and one that is not has none.
 from alembic import op
 
 revision = "0004"
-down_revision = "0001"
+down_revision = "0003"
 branch_labels = None
 depends_on = None
 

@@ -19,11 +19,14 @@ from migrations.run import MIGRATION_LOCK
 from shared.config import Settings
 from shared.db import APP_ROLE, Connection, Database, connect, driver_dsn, owner_engine
 from shared.domain.ledger import USAGE_ACCOUNT, AccountKind
+from shared.kept import KeptCallRow
 from shared.models import METADATA, AccountRow, LedgerEntryRow
 from tests.workers.ledger_cases import call, ending, hold, new_agent
 
 CHANGES = ("UPDATE {} SET created_at = now()", "DELETE FROM {}", "TRUNCATE {}")
 APPEND_ONLY = ("transfers", "routing_outcomes", "receipts", "audit_events")
+# nouns whose tables are declared where their effects are
+ELSEWHERE = (KeptCallRow,)
 SEAL_BROKEN = asyncpg.RestrictViolationError
 
 
@@ -147,6 +150,7 @@ def differences(connection: SyncConnection) -> list[Any]:
 
 
 async def test_the_models_are_the_migrated_schema(owner_url: str) -> None:
+    assert {row.__tablename__ for row in ELSEWHERE} <= METADATA.tables.keys()
     engine = owner_engine(owner_url)
     try:
         async with engine.connect() as connection:
