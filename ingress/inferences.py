@@ -19,17 +19,15 @@ from ingress.wire import moment, usd
 from shared.control import CANCEL, give_order
 from shared.domain.inference import Failure
 from shared.errors import Unavailable
-from shared.kept import KeptResult
+from shared.kept import KeptResult, ended_as
+from shared.kept import standing as kept_standing
 from shared.queue import PAYLOAD_PREFIX, Envelope
 from shared.stream import RecordKind, unpack_failure
 
 router = APIRouter()
 Mine = Annotated[Caller, Depends(current_caller)]
 
-QUEUED, RUNNING, SUCCEEDED, FAILED = "queued", "running", "succeeded", "failed"
-OVER = frozenset({SUCCEEDED, FAILED, "cancelled", "expired"})
-# an outcome that is no word of its own here is a failure
-OUTCOMES = {"succeeded": SUCCEEDED, "cancelled": "cancelled", "expired": "expired"}
+OVER = frozenset({"succeeded", "failed", "cancelled", "expired"})
 
 # how long a cancellation waits to see its effect, and how often it looks
 CANCEL_PATIENCE_S = 2.0
@@ -143,7 +141,7 @@ async def find(inference_id: UUID, caller: Caller, deps: Deps) -> Standing:
         inference_id=inference_id,
         agent_id=caller.may_see(UUID(waiting.caller["agent_id"])),
         receipt_id=waiting.receipt_id,
-        status=QUEUED,
+        status="queued",
         created_at=datetime.fromtimestamp(waiting.accepted_at, UTC),
     )
 
@@ -187,11 +185,12 @@ def as_standing(inference_id: UUID, row: Row[Any], deps: Deps) -> Standing:
 
 def status_of(row: Row[Any]) -> str:
     """One word for where a call stands."""
-    if row.kept_state == "dead":
-        return "dead"
-    if row.kept_state == "accepted" or (row.kept_state is None and row.run_state == "held"):
-        return RUNNING if row.started_at is not None or row.run_state == "held" else QUEUED
-    return OUTCOMES.get(row.outcome, FAILED)
+    runs = row.run_state == "held"
+    if row.kept_state is not None:
+        return kept_standing(
+            row.kept_state, row.outcome, started=runs or row.started_at is not None
+        )
+    return "running" if runs else ended_as(row.outcome)
 
 
 def failure_of(kept: KeptResult | None) -> Failure | None:

@@ -24,7 +24,7 @@ from ingress.opening import enqueue, first_word
 from ingress.relay import Reply
 from shared.domain.inference import InferenceRequest
 from shared.errors import AinferaError, IdempotencyConflict, InvalidBody
-from shared.kept import ACCEPTED, DONE, KeptCall
+from shared.kept import DONE, KeptCall
 from shared.queue import Envelope, Priority
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ async def answer_kept(
         known = await accept(call, envelope, path, key, deps)
         if known.fresh:
             if reply is None:
-                return accepted(envelope, "queued", deps)
+                return accepted(envelope, known.standing, deps)
             deps.ends.wait_for(reply, known.inference_id, known.tenant_id, alone=False)
             return await first_word(request, call, envelope, reply, deps)
     except BaseException:
@@ -108,7 +108,7 @@ async def join(
     """Answer with what another call's client is told, from its first word on."""
     envelope = replace(mine, inference_id=known.inference_id, receipt_id=known.receipt_id)
     if call.background:
-        response = accepted(envelope, "queued" if known.state == ACCEPTED else known.state, deps)
+        response = accepted(envelope, known.standing, deps)
     else:
         reply = Reply(
             known.inference_id.bytes, pings=call.stream, now=asyncio.get_running_loop().time()

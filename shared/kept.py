@@ -111,6 +111,18 @@ class KeptCallRow(SQLModel, table=True):
     expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
 
 
+def standing(state: str, outcome: str | None, *, started: bool) -> str:
+    """One word for where a kept call stands, as clients are told it."""
+    if state == ACCEPTED:
+        return "running" if started else "queued"
+    return DEAD if state == DEAD else ended_as(outcome)
+
+
+def ended_as(outcome: str | None) -> str:
+    """One word for an `outcome_status`: what is no word of its own here is a failure."""
+    return outcome if outcome in ("succeeded", "cancelled", "expired") else "failed"
+
+
 @dataclass(frozen=True, slots=True)
 class KeptCall:
     """A call that is kept: `fresh` if it was written just now, else it had the key before.
@@ -122,6 +134,7 @@ class KeptCall:
     receipt_id: UUID
     tenant_id: UUID
     state: str
+    standing: str
     fresh: bool
     same_request: bool
     sealed_result: bytes | None = field(default=None, repr=False)
@@ -204,6 +217,7 @@ class KeptCalls:
             receipt_id=row.receipt_id,
             tenant_id=row.tenant_id,
             state=row.state,
+            standing=standing(row.state, row.outcome, started=row.started_at is not None),
             fresh=row.inference_id == inference_id,
             same_request=hmac.compare_digest(row.body_hash, body_hash),
             sealed_result=row.result,

@@ -463,3 +463,14 @@ def test_what_is_kept_is_sealed(
     assert secret not in stack.log_text()
     query = "SELECT envelope FROM kept_calls WHERE agent_id = $1::uuid"
     assert [row["envelope"] for row in witness.rows(query, agent.agent_id)] == [None, None]
+
+
+def test_a_background_call_sent_twice_is_one_call(
+    stack: Stack, agent: ainfera.SignupResult, upstream: Upstream, mine: Ours
+) -> None:
+    word, headers = upstream.will(Say(texts=WORDS)), key()
+    first = in_background(stack, agent.api_key, "native", word, headers=headers)
+    assert mine.ended(first["inference_id"])["status"] == "succeeded"
+    again = in_background(stack, agent.api_key, "native", word, headers=headers)
+    assert again == {**first, "status": "succeeded"}
+    assert len(upstream.all_asked(word)) == 1
