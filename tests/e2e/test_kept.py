@@ -316,8 +316,10 @@ def test_a_client_that_lost_its_connection_comes_back_for_its_answer(
     word, headers = upstream.will(Say(texts=WORDS, in_lockstep=True, first_waits=True)), key()
     body = {"model": "ainfera-inference", "max_tokens": 64, "messages": asking(word)}
     lost = {"url": PATHS["native"], "json": {**body, "stream": stream}, "headers": headers}
+    left = clients_left(stack)
     with sent(stack, agent.api_key, lost):
         eventually(lambda: upstream.asked(word).sent, "the provider asked")
+    eventually(lambda: clients_left(stack) > left, "the ingress having seen that the client left")
 
     with ThreadPoolExecutor(1) as one:
         again = one.submit(
@@ -356,6 +358,14 @@ def test_joined_streams_hear_all_of_it(
     assert answers[0].content.replace(b": ping\n\n", b"") == answers[1].content
     assert len(upstream.all_asked(word)) == 1
     charged_once(witness, answers[0].inference_id, agent.agent_id)
+
+
+def clients_left(stack: Stack) -> float:
+    """How many calls the ingress counts whose clients had left before the answer began."""
+    headers = {"x-ainfera-internal-key": stack.internal_key}
+    text = stack.request("GET", "/metrics", headers=headers).text
+    lines = [line for line in text.splitlines() if line.startswith("ainfera_http_requests_total{")]
+    return sum(float(line.rpartition(" ")[2]) for line in lines if 'status="499"' in line)
 
 
 # -- cancelling ----------------------------------------------------------------------------------

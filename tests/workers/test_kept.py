@@ -150,6 +150,9 @@ async def test_nothing_that_was_said_can_be_read(books: BooksDeps, db: Connectio
     assert b"words" not in row["result"]
     # nor by another tenant, nor with another key
     assert await books.kept.result(envelope.inference_id, uuid4()) is None
+    assert await books.kept.states({envelope.inference_id: uuid4()}) == {}
+    mine = {envelope.inference_id: UUID(agent.tenant_id)}
+    assert await books.kept.states(mine) == {envelope.inference_id: "done"}
     other = books.settings.model_copy(
         update={"master_key": type(books.settings.master_key)("x" * 32)}
     )
@@ -190,6 +193,19 @@ async def test_a_result_is_kept_by_the_settlement_and_only_by_it(
     (row,) = await call(db, "end_inferences", item)
     assert row["result"] == "EXISTS"
     assert await row_of(db, envelope.inference_id) == first
+
+
+async def test_a_late_attempt_keeps_nothing(books: BooksDeps, db: Connection) -> None:
+    agent = await new_agent(db)
+    envelope = envelope_of(agent)
+    inference = str(envelope.inference_id)
+    await keep(books.kept, envelope)
+    await call(db, "open_inferences", hold(agent, "1", inference, attempt=2))
+    await call(db, "end_inferences", ending(agent, inference, "0.1", attempt=2))
+    late = with_result(ending(agent, inference, "0.1"), books.kept)
+    (row,) = await call(db, "end_inferences", late)
+    assert row["result"] == "EXISTS"
+    assert (await row_of(db, envelope.inference_id))["result"] is None
 
 
 async def test_a_batch_keeps_the_results_of_those_that_are_kept(
