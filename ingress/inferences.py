@@ -21,7 +21,7 @@ from shared.domain.inference import Failure
 from shared.errors import Unavailable
 from shared.kept import KeptResult, ended_as
 from shared.kept import standing as kept_standing
-from shared.queue import PAYLOAD_PREFIX, Envelope
+from shared.queue import Envelope
 from shared.stream import RecordKind, unpack_failure
 
 router = APIRouter()
@@ -158,10 +158,9 @@ async def in_database(inference_id: UUID, caller: Caller, deps: Deps) -> Row[Any
 async def in_queue(inference_id: UUID, deps: Deps) -> Envelope | None:
     """A call of which only the queue knows yet; None too if the queue cannot be asked."""
     try:
-        packed: bytes | None = await deps.redis.get(f"{PAYLOAD_PREFIX}{inference_id}")
+        return await deps.queue.envelope(inference_id)
     except (RedisError, OSError):
         return None
-    return Envelope.unpack(packed) if packed is not None else None
 
 
 def as_standing(inference_id: UUID, row: Row[Any], deps: Deps) -> Standing:

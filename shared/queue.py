@@ -224,6 +224,11 @@ class InferenceQueue:
         wait_s = retry_after_s(result, depth, in_lane, lanes, per_second, limits)
         return Queued(result, depth, oldest_age_s, wait_s)
 
+    async def envelope(self, inference_id: UUID) -> Envelope | None:
+        """What the job of this id was enqueued with; None if there is no such job."""
+        packed: bytes | None = await self._redis.get(self._keys.payload(str(inference_id)))
+        return Envelope.unpack(packed) if packed is not None else None
+
     async def holding(self, ids: Sequence[UUID]) -> set[UUID]:
         """Which of these have a job, waiting or in work; one round trip."""
         async with self._redis.pipeline(transaction=False) as pipe:
