@@ -31,7 +31,6 @@ from shared.embedded import APP_ROLE, OWNER_ROLE, Servers, embedded_servers, pos
 hypothesis.settings.register_profile("ainfera", deadline=None)
 hypothesis.settings.load_profile("ainfera")
 
-_TEMPLATE = "template_migrated"
 # one for the run: a database keeps to the key that it was first used with
 MASTER_KEY = base64.b64encode(secrets.token_bytes(32)).decode()
 _database_numbers = itertools.count(1)
@@ -62,12 +61,13 @@ def servers() -> Iterator[Servers]:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def template(servers: Servers) -> str:
     """The name of a database that was migrated and seeded once, to be copied, never used."""
-    await _as_superuser(servers, f"CREATE DATABASE {_TEMPLATE} OWNER {OWNER_ROLE}")
-    url = postgres_url(servers.sockets, OWNER_ROLE, _TEMPLATE)
+    name = f"template_{next(_database_numbers)}"
+    await _as_superuser(servers, f"CREATE DATABASE {name} OWNER {OWNER_ROLE}")
+    url = postgres_url(servers.sockets, OWNER_ROLE, name)
     # alembic runs an event loop of its own, so it gets a thread of its own
     await asyncio.to_thread(migrations.upgrade, url)
     await seed_catalog(url)
-    return _TEMPLATE
+    return name
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
