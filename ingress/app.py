@@ -10,7 +10,16 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from ingress import agents, discovery, inference, inferences, operations, reads, wallets
+from ingress import (
+    agents,
+    dead_letters,
+    discovery,
+    inference,
+    inferences,
+    operations,
+    reads,
+    wallets,
+)
 from ingress.answers import failure_response
 from ingress.auth import KeyCache
 from ingress.deps import Deps
@@ -27,6 +36,7 @@ from shared.errors import AinferaError, InternalError, InvalidBody, NotFound
 from shared.heap import settle_heap
 from shared.kept import KeptCalls
 from shared.keys import agent_key_sealer
+from shared.killswitch import Killswitch
 from shared.queue import InferenceQueue, queue_limits
 from shared.valkey import open_valkey
 
@@ -39,7 +49,10 @@ DIALECT_OF_PATH = {
 }
 # What no provider call may take is not slow but lost.
 LOST_AFTER_S = 30.0
-ROUTERS = (inference, inferences, discovery, agents, wallets, reads, operations)
+ROUTERS = (
+    *(inference, inferences, discovery, agents, wallets, reads),
+    *(operations, dead_letters),
+)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -78,17 +91,26 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
         stall_s=settings.idle_deadline_s,
     )
 
+    killswitch = Killswitch(db)
+
     def obey(order: Mapping[str, Any]) -> None:
         if order["type"] == KEY_REVOKED:
             keyring.forget(order["key_hash"])
+        killswitch.obey(order)
 
-    # what was said while nobody listened is not known, so nothing kept is trusted then
-    control = ControlListener(redis, obey, missed=keyring.forget_all)
     kept = KeptCalls(db, settings)
     ends = Ends(kept, settings, settings.call_deadline_s + LOST_AFTER_S)
+
+    def missed() -> None:
+        """What was said while nobody listened is not known, so nothing kept is trusted then."""
+        keyring.forget_all()
+        killswitch.missed()
+
+    control = ControlListener(redis, obey, missed)
     try:
         ends.start()
         await relay.start()
+        await killswitch.start()
         await control.start()
         deps = Deps(
             settings=settings,
@@ -100,12 +122,14 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
             kept=kept,
             ends=ends,
             queue=InferenceQueue(redis, queue_limits(settings)),
+            killswitch=killswitch,
         )
         warn_of_no_provider(deps)
         yield deps
     finally:
         await ends.aclose()
         await control.aclose()
+        await killswitch.aclose()
         await relay.aclose()
         await db.aclose()
         await redis.aclose()

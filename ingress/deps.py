@@ -18,6 +18,7 @@ from shared.db import TRANSIENT, Database
 from shared.domain.candidate import Catalog
 from shared.errors import Overloaded
 from shared.kept import KeptCalls
+from shared.killswitch import Killswitch
 from shared.queue import InferenceQueue
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Deps:
     kept: KeptCalls
     ends: Ends
     queue: InferenceQueue
+    killswitch: Killswitch
     providers: Mapping[str, ProviderConfig] = field(default_factory=provider_configs)
 
 

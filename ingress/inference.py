@@ -100,8 +100,9 @@ async def answer(request: Request, dialect: Dialect) -> Response:
     call = parse(body, dialect)
     if call.agent_id is not None and call.agent_id != caller.agent_id:
         caller = await authenticate(request.headers, call.agent_id, deps)
+    deps.killswitch.check(caller.tenant_id)
     note_alias(call)
-    envelope = seal(body, dialect, caller, request.headers, deps)
+    envelope = seal(body, dialect, call.model, caller, request.headers, deps)
     if key is not None or call.background:
         return await answer_kept(request, call, envelope, key, deps)
     return await answer_interactive(request, call, envelope, deps)
@@ -190,7 +191,12 @@ def note_alias(call: InferenceRequest) -> None:
 
 
 def seal(
-    body: bytes, dialect: Dialect, caller: Caller, headers: Mapping[str, str], deps: Deps
+    body: bytes,
+    dialect: Dialect,
+    model: str,
+    caller: Caller,
+    headers: Mapping[str, str],
+    deps: Deps,
 ) -> Envelope:
     """What the worker gets: fresh ids, the caller and the body as it came."""
     passed_on = {
@@ -209,5 +215,6 @@ def seal(
         accepted_at=time.time(),
         trace_id=trace_id,
         headers=passed_on,
+        model=model,
         body=body,
     )

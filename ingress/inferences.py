@@ -17,6 +17,7 @@ from ingress.auth import Caller, current_caller, not_found, parse_id
 from ingress.deps import Deps, get_deps, reachable
 from ingress.wire import moment, usd
 from shared.control import CANCEL, give_order
+from shared.domain.attempts import CallState
 from shared.domain.inference import Failure
 from shared.errors import Unavailable
 from shared.kept import KeptResult, ended_as
@@ -189,6 +190,8 @@ def status_of(row: Row[Any]) -> str:
         return kept_standing(
             row.kept_state, row.outcome, started=runs or row.started_at is not None
         )
+    if row.run_state == CallState.DEAD:
+        return CallState.DEAD.value
     return "running" if runs else ended_as(row.outcome)
 
 

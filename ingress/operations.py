@@ -1,6 +1,7 @@
 """For those who run it: is it up, is it ready, what does it count, which rails are live."""
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,6 +17,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import text
 
 from ingress.auth import require_internal
+from ingress.dead_letters import read_counts
 from ingress.deps import Deps, get_deps, session
 from shared.errors import NotFound, Overloaded, Unavailable
 from shared.fleet import (
@@ -41,8 +43,10 @@ from shared.metrics import (
     WORKERS,
     FleetTotals,
 )
+from shared.operators import OVER_HTTP, record_act
 from shared.queue import Priority
 
+log = logging.getLogger(__name__)
 router = APIRouter()
 operators = APIRouter(
     prefix="/internal", dependencies=[Depends(require_internal)], include_in_schema=False
@@ -59,8 +63,8 @@ _BOOKS = text(
 SELECT (SELECT coalesce(sum(seq), 0) FROM audit_heads)::float8 AS height,
        (SELECT extract(epoch FROM now() - max(created_at)) FROM audit_events)::float8 AS age,
        (SELECT count(*) FROM inferences WHERE state = 'held') AS holds,
-       count(*) FILTER (WHERE i.routed AND i.state <> 'held' AND o.inference_id IS NULL)
-         AS uncaptured,
+       count(*) FILTER (WHERE i.routed AND i.state NOT IN ('held', 'dead')
+                          AND o.inference_id IS NULL) AS uncaptured,
        count(*) FILTER (WHERE NOT i.routed AND o.inference_id IS NOT NULL) AS overcaptured
   FROM inferences i LEFT JOIN routing_outcomes o ON o.inference_id = i.id
  WHERE i.id >= :since
@@ -106,6 +110,7 @@ async def metrics(request: Request) -> Response:
     """
     deps = get_deps(request)
     await _read_books(deps)
+    await read_counts(deps)
     totals = await _read_fleet(deps)
     shown = generate_latest() + generate_latest(FleetTotals(totals))
     return Response(shown, media_type=CONTENT_TYPE_LATEST)
@@ -198,16 +203,30 @@ async def job(request: Request, job_id: UUID) -> dict[str, Any]:
 async def drain_worker(request: Request, target: Target) -> dict[str, Any]:
     """Tell a worker, or all, to claim nothing more; it finishes what it has and stays."""
     async with _fleet():
-        meant = await drain(get_deps(request).redis, target.worker, actor="http")
-    return {"draining": [worker.id for worker in meant]}
+        meant = await drain(get_deps(request).redis, target.worker, actor=OVER_HTTP)
+    ids = [worker.id for worker in meant]
+    await _note_act(get_deps(request), "fleet.drain", target.worker, ids)
+    return {"draining": ids}
 
 
 @operators.post("/resume")
 async def resume_worker(request: Request, target: Target) -> dict[str, Any]:
     """Take a drain back."""
     async with _fleet():
-        meant = await resume(get_deps(request).redis, target.worker, actor="http")
-    return {"resumed": [worker.id for worker in meant]}
+        meant = await resume(get_deps(request).redis, target.worker, actor=OVER_HTTP)
+    ids = [worker.id for worker in meant]
+    await _note_act(get_deps(request), "fleet.resume", target.worker, ids)
+    return {"resumed": ids}
+
+
+async def _note_act(deps: Deps, act: str, target: str, workers: list[str]) -> None:
+    """Write down what was done; the fleet can be driven while Postgres is away."""
+    try:
+        async with session(deps.db) as s:
+            await record_act(s, act, target, actor=OVER_HTTP, workers=workers)
+            await s.commit()
+    except Overloaded:
+        log.warning("act_not_recorded", extra={"act": act, "target": target})
 
 
 router.include_router(operators)

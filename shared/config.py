@@ -112,6 +112,7 @@ class Settings(BaseSettings):
     ping_interval_s: float = Field(10.0, gt=0, validation_alias="PING_INTERVAL_SECONDS")
     pulse_file: Path | None = Field(None, validation_alias="PULSE_FILE")
     hold_ttl_s: int = Field(900, gt=0, validation_alias="HOLD_TTL_SECONDS")
+    dead_letter_days: float = Field(7.0, gt=0, validation_alias="DEAD_LETTER_DAYS")
 
     # calls that are kept, and clients that leave
     idempotency_hours: float = Field(24.0, gt=0, validation_alias="IDEMPOTENCY_HOURS")

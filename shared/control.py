@@ -1,4 +1,4 @@
-"""Orders that every process hears within a second: a key was revoked, a client left."""
+"""Orders that every process hears within a second: a key was revoked, a client left, stop."""
 
 import asyncio
 import logging
@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 CONTROL_CHANNEL = "ainfera:control"
 KEY_REVOKED = "key.revoked"
 CANCEL = "cancel"
+KILLSWITCH = "killswitch"
 
 log = logging.getLogger(__name__)
 

@@ -136,6 +136,19 @@ class Database:
             found = await connection.execute(text(statement), bound)
             return found.all() if found.returns_rows else ()
 
+    async def bury(self, item: Mapping[str, Any]) -> str:
+        """Set one call aside as a dead letter, durably; a `BuryOutcome`.
+
+        Raises one of `TRANSIENT` while Postgres is away.
+        """
+        connection = await self.connect_raw(f"{APPLICATION_NAME} bury_inferences")
+        try:
+            batch = orjson.dumps([item], default=_plain).decode()
+            query = "SELECT result FROM bury_inferences($1::jsonb)"
+            return str(await connection.fetchval(query, batch, timeout=CALL_TIMEOUT_S))
+        finally:
+            connection.terminate()
+
     async def ping(self) -> None:
         """Raises unless Postgres answers and the schema is there."""
         async with self._autocommit.connect() as connection:

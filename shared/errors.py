@@ -15,6 +15,7 @@ AinferaError
 ├── IdempotencyConflict     409  idempotency_conflict
 ├── HandleTaken             409  handle_taken
 ├── Cancelled               410  cancelled
+├── LetterNotDead           409  letter_not_dead            operators only
 ├── RequestTooLarge         413  request_too_large
 ├── Unroutable
 │   ├── ModelUnavailable      422  model_unavailable
@@ -119,6 +120,10 @@ class Cancelled(AinferaError):
     """Told to whoever still waits for a call that was cancelled; no status that SDKs retry."""
 
     status, code = 410, "cancelled"
+
+
+class LetterNotDead(AinferaError):
+    status, code = 409, "letter_not_dead"
 
 
 class RequestTooLarge(AinferaError):

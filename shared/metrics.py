@@ -75,6 +75,16 @@ QUEUE_READY = Gauge(
 )
 JOBS_IN_FLIGHT = Gauge("ainfera_jobs_in_flight", "Jobs that workers have claimed and not ended.")
 WORKERS = Gauge("ainfera_workers", "Workers that are alive.", ["kind", "state"])
+DEAD_LETTERS = Gauge("ainfera_dead_letters", "Dead letters that wait for an operator.")
+DEAD_LETTERS_TOTAL = Gauge(
+    "ainfera_dead_letters_total",
+    "Dead letters by what has become of them; `dead` are those that still wait.",
+    ["outcome"],
+)
+KILLSWITCH_ENGAGED = Gauge(
+    "ainfera_cost_killswitch_engaged",
+    "Scopes (a tenant, or all of them) whose new calls are stopped.",
+)
 APP_INFO = Gauge("ainfera_app_info", "The version that runs.", ["version"])
 APP_INFO.labels(version=VERSION).set(1)
 

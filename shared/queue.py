@@ -112,7 +112,9 @@ class Envelope:
     `reply_to` is the pub/sub channel of the ingress that holds the client. `caller` holds
     `tenant_id`, `agent_id` and the policy that applies. `accepted_at` is in seconds since
     the epoch. `headers` are the few client headers that a provider needs. `kept` says that the
-    call is durable in Postgres, and that its result has to be kept there.
+    call is durable in Postgres, and that its result has to be kept there. `model` is the model or
+    routing target asked for, by its canonical name. `tried` counts the attempts that were made
+    before the call was replayed from a dead letter.
     """
 
     inference_id: UUID
@@ -125,6 +127,8 @@ class Envelope:
     body: bytes = field(repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
     kept: bool = False
+    model: str = ""
+    tried: int = 0
 
     def pack(self) -> bytes:
         """One JSON line about the call, then the body as it came: the body is never re-encoded."""
@@ -137,9 +141,12 @@ class Envelope:
             "accepted_at": self.accepted_at,
             "trace_id": self.trace_id,
             "headers": self.headers,
+            "model": self.model,
         }
         if self.kept:
             head["kept"] = True
+        if self.tried:
+            head["tried"] = self.tried
         return orjson.dumps(head) + b"\n" + self.body
 
     @classmethod
@@ -156,6 +163,8 @@ class Envelope:
             trace_id=fields["trace_id"],
             headers=fields["headers"],
             kept=fields.get("kept", False),
+            model=fields.get("model", ""),
+            tried=fields.get("tried", 0),
             body=body,
         )
 

@@ -49,7 +49,10 @@ class Asked:
 
 @dataclass(slots=True)
 class Call:
-    """What a worker knows of the call it carries out; `claimed_at` is in epoch seconds."""
+    """What a worker knows of the call it carries out; `claimed_at` is in epoch seconds.
+
+    `reached` is set before the first provider is asked: from then on something may be owed.
+    """
 
     envelope: Envelope
     request: InferenceRequest
@@ -57,6 +60,7 @@ class Call:
     answer: Answer
     claimed_at: float
     asked: list[Asked] = field(default_factory=list)
+    reached: bool = False
     # as text, because that is how every record of the call names them
     inference_id: str = field(init=False)
     receipt_id: str = field(init=False)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from secrets import token_urlsafe
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import httpx
 import typer
@@ -21,7 +21,11 @@ from shared.fleet import list_workers
 from shared.preflight import check_postgres, check_valkey, refusal
 from shared.valkey import open_valkey
 from workers import operating
+from workers.dead_letters_cli import dead_letters
 from workers.development import new_secrets, say, up
+from workers.keys_cli import keys
+from workers.killswitch_cli import killswitch
+from workers.terminal import fail
 
 COMPOSE_PASSWORDS = ("POSTGRES_PASSWORD", "OWNER_PASSWORD", "APP_PASSWORD", "REDIS_PASSWORD")
 
@@ -39,6 +43,9 @@ main = typer.Typer(
 )
 
 main.add_typer(operating.app)
+main.add_typer(dead_letters, name="dead-letters")
+main.add_typer(keys, name="keys")
+main.add_typer(killswitch, name="killswitch")
 
 
 @main.command("up")
@@ -211,11 +218,6 @@ def told() -> Iterator[None]:
         yield
     except StartError as error:
         raise typer.Exit(refusal(error)) from None
-
-
-def fail(message: str) -> NoReturn:
-    sys.stderr.write(f"{message}\n")
-    raise typer.Exit(1)
 
 
 if __name__ == "__main__":

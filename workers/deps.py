@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from shared.config import Settings
 from shared.domain.candidate import Catalog
 from shared.kept import KeptCalls
+from shared.killswitch import Killswitch
 from shared.stream import Publisher
 from workers.ledger import Ledger
 from workers.providers import Provider
@@ -73,5 +74,6 @@ class Deps:
     providers: Mapping[str, Provider]
     catalog: Catalog
     cancellations: Cancellations
+    killswitch: Killswitch
     clock: Callable[[], float]
     monotonic: Callable[[], float]

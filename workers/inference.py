@@ -10,10 +10,15 @@ queue, guards against a second.
 import asyncio
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 import orjson
+from sqlalchemy.exc import SQLAlchemyError
 
+from shared.db import TRANSIENT
+from shared.dead_letters import read_envelope
 from shared.domain.dialects import DIALECTS
 from shared.domain.inference import Completed, Failed, Failure
 from shared.errors import (
@@ -22,6 +27,7 @@ from shared.errors import (
     DeadlineExceeded,
     InsufficientFunds,
     InternalError,
+    KillswitchEngaged,
     NotFound,
     Overloaded,
     SpendPolicyExceeded,
@@ -31,6 +37,7 @@ from shared.queue import Envelope
 from workers.answer import Answer
 from workers.asking import Asking, ask, hold_covers
 from workers.call import Call, Ending, Outcome
+from workers.dead_letters import UNREADABLE, WORKERS_LOST, Cause, Remains, bury
 from workers.deps import Deps
 from workers.ledger import Held
 from workers.routing import Plan, plan_call
@@ -51,25 +58,52 @@ async def run_inference(ctx: Mapping[str, Any], inference_id: str) -> None:
     if payload is None:
         log.warning("payload_missing", extra={"inference_id": inference_id})
         return
-    call = take_up(payload, ctx["job_try"], deps)
+    bind_inference(inference_id)
+    remains = Remains(UUID(inference_id), ctx["job_try"], payload)
     try:
-        if call.envelope.kept and not await take_kept(call, deps):
+        envelope = read_envelope(payload)
+    except ValueError:
+        await bury(remains, UNREADABLE, broken_inside(), deps)
+        return
+    bind_trace(envelope.trace_id)
+    remains = replace(remains, envelope=envelope)
+    if remains.attempt - envelope.tried > MAX_ATTEMPTS:  # not parsed: that may be what kills
+        remains.tell(set_aside(), deps)
+        await bury(remains, WORKERS_LOST, set_aside(), deps)
+        return
+    await attempt_once(remains, envelope, deps)
+
+
+async def attempt_once(remains: Remains, envelope: Envelope, deps: Deps) -> None:
+    """One attempt at a call. A bug that comes before any provider was asked buries it."""
+    call = None
+    try:
+        call = take_up(envelope, remains.attempt, deps)
+        if envelope.kept and not await take_kept(call, deps):
             return
         await carry_out(call, deps)
     except AinferaError as refused:
-        if not call.envelope.kept:
-            call.answer.fail(refused.failure())
-    except Exception:  # a bug: the client must not wait for an answer that will never come
-        if not call.envelope.kept:  # of a kept call nothing is told: it is driven again
-            call.answer.fail(broken_inside())
+        if not envelope.kept:  # of a kept call nothing is told: it is driven again
+            tell_failure(call, remains, refused.failure(), deps)
+    except Exception as bug:  # the client must not wait for an answer that will never come
+        asked = call is not None and call.reached
+        if not (asked and envelope.kept):
+            tell_failure(call, remains, broken_inside(), deps)
+        if not asked:
+            await bury(remains, Cause.of(bug), broken_inside(), deps)
         raise
 
 
-def take_up(payload: bytes, attempt: int, deps: Deps) -> Call:
-    """The envelope opened and parsed by the same pure function that the ingress used."""
-    envelope = Envelope.unpack(payload)
-    bind_inference(str(envelope.inference_id))
-    bind_trace(envelope.trace_id)
+def tell_failure(call: Call | None, remains: Remains, failure: Failure, deps: Deps) -> None:
+    """After whatever the attempt has told already, or as its first and only word."""
+    if call is not None:
+        call.answer.fail(failure)
+    else:
+        remains.tell(failure, deps)
+
+
+def take_up(envelope: Envelope, attempt: int, deps: Deps) -> Call:
+    """The body parsed by the same pure function that the ingress used."""
     request = DIALECTS[envelope.dialect].parse_request(orjson.loads(envelope.body))
     answer = Answer(deps.publisher, envelope, request, attempt)
     return Call(envelope, request, attempt, answer, claimed_at=deps.clock())
@@ -79,9 +113,12 @@ async def take_kept(call: Call, deps: Deps) -> bool:
     """Claim a kept call in the database too; False if there is nothing (more) to do for it.
 
     There the attempts are counted that a loss of the queue forgets, and there stands an order to
-    stop that was given while nobody ran the call.
+    stop that was given while nobody ran the call. Raises `Overloaded` if the database is away.
     """
-    cancelled = await deps.kept.take(call.envelope.inference_id, call.attempt)
+    try:
+        cancelled = await deps.kept.take(call.envelope.inference_id, call.attempt)
+    except (SQLAlchemyError, *TRANSIENT) as error:
+        raise Overloaded("The database does not answer at the moment.") from error
     if cancelled is None:
         log.info("kept_call_not_ours", extra={"attempt": call.attempt})
         return False
@@ -104,6 +141,9 @@ async def carry_out(call: Call, deps: Deps) -> None:
             return
         if held.result == "SETTLED":
             call.answer.fail(already_over())
+            return
+        if held.result == "FENCED":  # a dead letter has it; who waited for it was told
+            log.warning("call_is_dead", extra={"attempt": call.attempt})
             return
         refusal = refused_by_ledger(held, plan)
     ending = refusal or await ask_until_answered(call, plan, deps)
@@ -129,9 +169,6 @@ async def give_up_hold(call: Call, plan: Plan, away: Overloaded, deps: Deps) -> 
 
 def refused_before_hold(call: Call, plan: Plan, deps: Deps) -> Ending | None:
     """What ends a call before any money is touched."""
-    if call.attempt > MAX_ATTEMPTS:
-        lost = InternalError("The call failed on several workers and was given up.")
-        return Ending(Outcome.FAILED_PROVIDER, failure=lost.failure())
     settings = deps.settings
     patience_s = (
         settings.background_deadline_s if call.request.background else (settings.call_deadline_s)
@@ -139,6 +176,10 @@ def refused_before_hold(call: Call, plan: Plan, deps: Deps) -> Ending | None:
     if call.claimed_at - call.envelope.accepted_at > patience_s:
         late = DeadlineExceeded("The call waited in the queue for too long and was not started.")
         return Ending(Outcome.EXPIRED, failure=late.failure())
+    try:
+        deps.killswitch.check(call.tenant_id)
+    except KillswitchEngaged as stopped:  # it was engaged while the call waited in the queue
+        return Ending(Outcome.REJECTED_CAP, failure=stopped.failure())
     return plan.refusal
 
 
@@ -178,6 +219,7 @@ def refused_by_ledger(held: Held, plan: Plan) -> Ending | None:
 async def ask_until_answered(call: Call, plan: Plan, deps: Deps) -> Ending:
     """Ask the chosen model, then the fallbacks in order, but never after the first word."""
     held_usd = plan.hold_usd
+    call.reached = True
     for asked, candidate in enumerate(plan.candidates):
         asking = Asking(call, plan, candidate, held_usd, deps)
         try:
@@ -230,6 +272,13 @@ def broken_inside() -> Failure:
 def stopped() -> Failure:
     """For whoever still waits: the client that left is no longer there to hear it."""
     return Cancelled("The call was cancelled; what was used is settled.").failure()
+
+
+def set_aside() -> Failure:
+    return Overloaded(
+        "The call failed on several workers and was set aside; nothing was charged for it. An "
+        "operator may run it again under its id."
+    ).failure()
 
 
 def already_over() -> Failure:

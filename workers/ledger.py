@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from shared.db import TRANSIENT, Committer, Database
 
@@ -20,8 +21,8 @@ HOLD_PATIENCE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the database said to a hold. `result` is `OPENED`, `EXISTS`, `SETTLED`, or a refusal:
-    `AGENT_UNKNOWN`, `PER_CALL_CAP`, `DAILY_CAP`, `INSUFFICIENT_FUNDS`; money in USD.
+    """What the database said to a hold. `result` is `OPENED`, `EXISTS`, `SETTLED`, `FENCED`, or a
+    refusal: `AGENT_UNKNOWN`, `PER_CALL_CAP`, `DAILY_CAP`, `INSUFFICIENT_FUNDS`; money in USD.
     """
 
     result: str
@@ -72,6 +73,17 @@ class Ledger:
             return "SETTLED"
         result: str = row["result"]
         return result
+
+    async def bury(self, item: Mapping[str, Any]) -> str:
+        """Set a call aside as a dead letter; `BURIED`, `EXISTS`, `SETTLED` or `FENCED`.
+
+        Durable on return; waits for the database as long as it takes.
+        """
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type((*TRANSIENT, TimeoutError)),
+            wait=wait_exponential(multiplier=0.05, max=2),
+        )
+        return await retrying(self._db.bury, item)
 
     async def extend(self, inference_id: str, attempt: int, extra: Decimal) -> str:
         """Enlarge a hold by `extra` USD while a stream outgrows it; `EXTENDED` or a refusal.

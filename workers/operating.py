@@ -35,6 +35,7 @@ from shared.fleet import (
 from shared.preflight import check_valkey, refusal
 from shared.valkey import open_valkey
 from workers.development import running_environment
+from workers.terminal import note_act
 
 app = typer.Typer()
 jobs = typer.Typer(no_args_is_help=True, help="Look at single jobs.")
@@ -105,6 +106,7 @@ def drain_command(
     confirm(f"Drain {worker}? Calls wait or are refused while nobody claims them.", yes)
     meant = ask(lambda redis: drain(redis, worker, actor=operator()))
     ids = [each.id for each in meant]
+    asyncio.run(note_act("fleet.drain", worker, workers=ids))
     idle = ask(lambda redis: wait_until_drained(redis, ids, timeout)) if wait else None
     if json:
         show_json({"draining": ids, "idle": idle})
@@ -123,6 +125,7 @@ def resume_command(worker: Which = ALL, json: AsJson = False) -> None:
     """
     meant = ask(lambda redis: resume(redis, worker, actor=operator()))
     ids = [each.id for each in meant]
+    asyncio.run(note_act("fleet.resume", worker, workers=ids))
     show_json({"resumed": ids}) if json else Console().print(f"{named(ids)} told to go on.")
 
 

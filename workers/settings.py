@@ -14,6 +14,7 @@ from shared.control import CANCEL, ControlListener
 from shared.db import Database
 from shared.heap import settle_heap
 from shared.kept import KeptCalls
+from shared.killswitch import Killswitch
 from shared.queue import (
     BOOKS_QUEUE,
     INFERENCE_QUEUE,
@@ -23,6 +24,7 @@ from shared.queue import (
 )
 from shared.stream import Publisher
 from shared.valkey import open_queue, open_valkey
+from workers.dead_letters import tend_dead_letters
 from workers.deps import Cancellations, Deps
 from workers.fleet import FleetWorker
 from workers.inference import run_inference
@@ -65,15 +67,19 @@ def inference_worker(settings: Settings) -> FleetWorker:
         http = open_transport()
         cancellations = Cancellations()
 
+        killswitch = Killswitch(db)
+
         def obey(order: Mapping[str, Any]) -> None:
             if order["type"] == CANCEL:
                 cancellations.cancel(order["inference_id"])
+            killswitch.obey(order)
 
-        control = ControlListener(ctx["redis"], obey)
+        await killswitch.start()
+        control = ControlListener(ctx["redis"], obey, missed=killswitch.missed)
         await control.start()
         catalog = await open_catalog(db)
         catalogued = {model.provider for model in catalog.candidates}
-        ctx["opened"] = (control, publisher, line, ledger, http, db)
+        ctx["opened"] = (control, killswitch, publisher, line, ledger, http, db)
         ctx["deps"] = Deps(
             settings=settings,
             ledger=ledger,
@@ -82,6 +88,7 @@ def inference_worker(settings: Settings) -> FleetWorker:
             providers=build_providers(settings, configs, http, catalogued),
             catalog=catalog,
             cancellations=cancellations,
+            killswitch=killswitch,
             clock=time.time,
             monotonic=time.perf_counter,
         )
@@ -132,6 +139,7 @@ def books_worker(settings: Settings) -> FleetWorker:
             cron(release_expired_holds, second={0, 15, 30, 45}, run_at_startup=True, keep_result=0),
             cron(drive_kept_calls, second=set(range(0, 60, 5)), run_at_startup=True, keep_result=0),
             cron(forget_kept_calls, minute=set(range(60)), run_at_startup=True, keep_result=0),
+            cron(tend_dead_letters, second={5, 20, 35, 50}, run_at_startup=True, keep_result=0),
             cron(expire_grants, minute={0, 15, 30, 45}, run_at_startup=True, keep_result=0),
         ],
         kind="books",

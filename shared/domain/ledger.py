@@ -5,9 +5,9 @@ Amounts are `Decimal` US dollars with nine places, rounded where they are made (
 money of a wallet that is promised to one inference and not yet moved. Nothing is ever edited: a
 mistake is corrected by another transfer.
 
-The rules here are the specification of the SQL functions `open_inferences` and
-`settle_inferences`, which apply them under the lock of the wallet; a property test runs both
-and compares.
+The rules here and in attempts.py are the specification of the SQL functions `open_inferences`,
+`settle_inferences` and `bury_inferences`, which apply them under the lock of the wallet; a
+property test runs both and compares.
 """
 
 from collections.abc import Iterable
@@ -58,6 +58,7 @@ class OpenOutcome(StrEnum):
     OPENED = "OPENED"
     EXISTS = "EXISTS"
     SETTLED = "SETTLED"
+    FENCED = "FENCED"
     AGENT_UNKNOWN = "AGENT_UNKNOWN"
     PER_CALL_CAP = "PER_CALL_CAP"
     DAILY_CAP = "DAILY_CAP"
@@ -79,6 +80,15 @@ class SettleOutcome(StrEnum):
     EXISTS = "EXISTS"
     FENCED = "FENCED"
     UNKNOWN = "UNKNOWN"
+
+
+class BuryOutcome(StrEnum):
+    """What `bury_inferences` answers for one call."""
+
+    BURIED = "BURIED"
+    EXISTS = "EXISTS"
+    SETTLED = "SETTLED"
+    FENCED = "FENCED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,3 +215,8 @@ def settle(wallet: Wallet, hold: Decimal, charge: Decimal, day: date) -> Settlem
         spent_day=day,
     )
     return Settlement(after, charged, charge - charged)
+
+
+def release(wallet: Wallet, hold: Decimal) -> Wallet:
+    """The wallet without a hold that was voided: nothing was charged."""
+    return replace(wallet, held=wallet.held - hold)

@@ -75,7 +75,7 @@ class Witness:
 
     def inference(self, inference_id: str) -> Row:
         """The row of a call that has ended: its hold settled, or refused before one."""
-        query = "SELECT * FROM inferences WHERE id = $1 AND state <> 'held'"
+        query = "SELECT * FROM inferences WHERE id = $1 AND state NOT IN ('held', 'dead')"
         return eventually(
             lambda: self.rows(query, UUID(inference_id)), f"the end of {inference_id}"
         )[0]

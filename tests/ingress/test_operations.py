@@ -73,7 +73,7 @@ def bare_app(settings: Settings, **stores: Any) -> httpx.AsyncClient:
     app.add_exception_handler(AinferaError, render)
     app.add_middleware(RequestContext)
     untouchable = Untouchable()
-    names = ("db", "redis", "keyring", "catalog", "relay", "kept", "ends", "queue")
+    names = ("db", "redis", "keyring", "catalog", "relay", "kept", "ends", "queue", "killswitch")
     app.state.deps = Deps(
         settings=settings, **{name: stores.get(name, untouchable) for name in names}
     )

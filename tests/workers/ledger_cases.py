@@ -188,7 +188,7 @@ async def check_books(db: Connection) -> None:
     assert await db.fetchval(held) == 0
     captured = """SELECT count(*) FROM inferences i LEFT JOIN routing_outcomes o
                       ON o.inference_id = i.id
-      WHERE (i.routed AND i.state <> 'held') <> (o.inference_id IS NOT NULL)"""
+      WHERE (i.routed AND i.state NOT IN ('held', 'dead')) <> (o.inference_id IS NOT NULL)"""
     assert await db.fetchval(captured) == 0
     heads = """SELECT count(*) FROM audit_heads h WHERE NOT EXISTS
       (SELECT FROM audit_events e WHERE e.agent_id = h.agent_id

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -18,15 +19,19 @@ import migrations
 from migrations.run import MIGRATION_LOCK
 from shared.config import Settings
 from shared.db import APP_ROLE, Connection, Database, connect, driver_dsn, owner_engine
+from shared.dead_letters import DeadLetterRow
 from shared.domain.ledger import USAGE_ACCOUNT, AccountKind
 from shared.kept import KeptCallRow
+from shared.killswitch import KillswitchRow
 from shared.models import METADATA, AccountRow, LedgerEntryRow
+from shared.operators import OperatorEventRow
 from tests.workers.ledger_cases import call, ending, hold, new_agent
+from tests.workers.letter_cases import burial
 
 CHANGES = ("UPDATE {} SET created_at = now()", "DELETE FROM {}", "TRUNCATE {}")
 APPEND_ONLY = ("transfers", "routing_outcomes", "receipts", "audit_events")
 # nouns whose tables are declared where their effects are
-ELSEWHERE = (KeptCallRow,)
+ELSEWHERE = (DeadLetterRow, KeptCallRow, KillswitchRow, OperatorEventRow)
 SEAL_BROKEN = asyncpg.RestrictViolationError
 
 
@@ -114,6 +119,32 @@ async def test_handles_that_collided_before_they_were_unique_get_a_suffix(
         await asyncio.to_thread(migrations.downgrade, empty_database, "0001")
         assert [tuple(row) for row in await connection.fetch(query)] == after
         await connection.execute("UPDATE agents SET canonical_uri = 'ainfera.ai/b/x'")
+    finally:
+        await connection.close()
+
+
+async def test_a_dead_call_is_ended_before_the_schema_forgets_the_word(
+    empty_database: str,
+) -> None:
+    await asyncio.to_thread(migrations.upgrade, empty_database)
+    connection = await connect(empty_database, None, "test")
+    try:
+        agent, inference = await new_agent(connection), str(uuid4())
+        await call(connection, "bury_inferences", burial(agent, inference, 4))
+        with pytest.raises(asyncpg.CheckViolationError, match="dead letters"):
+            await asyncio.to_thread(migrations.downgrade, empty_database, "0003")
+        assert await connection.fetchval("SELECT count(*) FROM dead_letters") == 1
+        await connection.execute(
+            "UPDATE dead_letters SET state = 'discarded', envelope = NULL, resolved_at = now()"
+        )
+        ended = ending(agent, inference, "0", attempt=5, receipt=None)
+        await call(connection, "settle_inferences", ended)
+        await asyncio.to_thread(migrations.downgrade, empty_database, "0003")
+        # what the older functions do, they do again
+        item = hold(agent, "1")
+        await call(connection, "open_inferences", item)
+        done = ending(agent, item["inference_id"], "0.5")
+        assert (await call(connection, "settle_inferences", done))[0]["result"] == "SETTLED"
     finally:
         await connection.close()
 

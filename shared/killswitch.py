@@ -1,0 +1,148 @@
+"""The switch that stops spending, for one tenant or for all: kept in Postgres, heard everywhere.
+
+Every process that lets calls in, or runs them, keeps the engaged scopes in memory, so that
+looking costs nothing. An order over the control channel changes them within a second; what was
+engaged is read again whenever an order came, or may have been missed.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Index, Text, func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import Field, SQLModel, col
+
+from shared.control import KILLSWITCH
+from shared.db import TRANSIENT, Database
+from shared.errors import KillswitchEngaged
+from shared.metrics import KILLSWITCH_ENGAGED
+from shared.models import NEW_ID, moment, money
+from shared.operators import record_act
+
+log = logging.getLogger(__name__)
+
+ALL = "all"
+READ_AGAIN_S = 0.5
+_ENGAGED = text("released_at IS NULL")
+
+
+class KillswitchRow(SQLModel, table=True):
+    """One engagement of a scope, which is `all` or a tenant's id; at most one is not released.
+
+    `spent_usd` and `threshold_usd` are known where a threshold engaged it.
+    """
+
+    __tablename__ = "killswitches"
+    __table_args__ = (
+        Index("killswitches_engaged_key", "scope", unique=True, postgresql_where=_ENGAGED),
+    )
+
+    id: UUID = Field(primary_key=True, sa_column_kwargs={"server_default": NEW_ID})
+    scope: str = Field(sa_type=Text)
+    engaged_at: datetime = moment()
+    engaged_by: str = Field(sa_type=Text)
+    reason: str = Field(default="", sa_type=Text, sa_column_kwargs={"server_default": ""})
+    spent_usd: Decimal | None = money(optional=True)
+    threshold_usd: Decimal | None = money(optional=True)
+    released_at: datetime | None = moment(optional=True)
+    released_by: str | None = Field(default=None, sa_type=Text)
+
+
+async def engaged_switches(session: AsyncSession) -> list[KillswitchRow]:
+    """What is engaged, oldest first."""
+    query = select(KillswitchRow).where(col(KillswitchRow.released_at).is_(None))
+    return list(await session.scalars(query.order_by(col(KillswitchRow.engaged_at))))
+
+
+async def engage(session: AsyncSession, scope: str, reason: str, actor: str) -> bool:
+    """Stop new calls of a scope; False if they are stopped already. The caller commits."""
+    values = {"scope": scope, "reason": reason, "engaged_by": actor}
+    engaging = insert(KillswitchRow).values(**values)
+    engaging = engaging.on_conflict_do_nothing(index_elements=["scope"], index_where=_ENGAGED)
+    done = await session.scalar(engaging.returning(col(KillswitchRow.id)))
+    if done is not None:
+        await record_act(session, "killswitch.engage", scope, actor=actor, reason=reason)
+    return done is not None
+
+
+async def release(session: AsyncSession, scope: str, reason: str, actor: str) -> bool:
+    """Let calls of a scope in again; False if they were not stopped. The caller commits."""
+    releasing = (
+        update(KillswitchRow)
+        .where(col(KillswitchRow.scope) == scope, col(KillswitchRow.released_at).is_(None))
+        .values(released_at=func.now(), released_by=actor)
+        .returning(col(KillswitchRow.id))
+    )
+    done = await session.scalar(releasing)
+    if done is not None:
+        await record_act(session, "killswitch.release", scope, actor=actor, reason=reason)
+    return done is not None
+
+
+class Killswitch:
+    """The engaged scopes as this process knows them."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._engaged: frozenset[str] = frozenset()
+        self._stale = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Read what is engaged; raises if Postgres does not answer."""
+        await self._read()
+        self._task = asyncio.create_task(self._keep_reading(), name="killswitch")
+
+    async def aclose(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def check(self, tenant_id: str) -> None:
+        """Raises `KillswitchEngaged` if new calls of this tenant are stopped."""
+        if self._engaged and (ALL in self._engaged or tenant_id in self._engaged):
+            raise KillswitchEngaged(
+                "The cost killswitch is engaged: no new calls are taken until an operator releases"
+                " it. Nothing was charged."
+            )
+
+    def obey(self, order: Mapping[str, Any]) -> None:
+        """An order over the control channel; one to stop is obeyed before it is looked up."""
+        if order["type"] != KILLSWITCH:
+            return
+        if order["engaged"]:
+            self._keep(self._engaged | {order["scope"]})
+        self._stale.set()
+
+    def missed(self) -> None:
+        """Orders may have been missed."""
+        self._stale.set()
+
+    def _keep(self, engaged: frozenset[str]) -> None:
+        self._engaged = engaged
+        KILLSWITCH_ENGAGED.set(len(engaged))
+
+    async def _read(self) -> None:
+        async with self._db.session() as session:
+            found = frozenset(row.scope for row in await engaged_switches(session))
+        # an order that came meanwhile may be newer than what was read
+        if not self._stale.is_set():
+            self._keep(found)
+
+    async def _keep_reading(self) -> None:
+        while True:
+            await self._stale.wait()
+            self._stale.clear()
+            try:
+                await self._read()
+            except (SQLAlchemyError, *TRANSIENT) as error:
+                log.warning("killswitch_not_read", extra={"error": repr(error)})
+                self._stale.set()
+                await asyncio.sleep(READ_AGAIN_S)

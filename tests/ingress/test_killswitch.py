@@ -1,0 +1,174 @@
+"""The killswitch: engaged once, heard by every ingress, released by an operator alone."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, cast
+from uuid import uuid4
+
+import httpx
+import orjson
+import pytest
+import pytest_asyncio
+from redis.asyncio import Redis
+from typer.testing import Result
+
+from ingress.deps import Deps
+from shared.control import CONTROL_CHANNEL
+from shared.errors import KillswitchEngaged
+from shared.killswitch import ALL, Killswitch, engage, engaged_switches, release
+from tests.ingress.conftest import OpenApp, SignUp
+from tests.test_cli import fleet
+
+Ingresses = tuple[tuple[httpx.AsyncClient, Deps], tuple[httpx.AsyncClient, Deps]]
+Fleet = Callable[..., Result]
+OPERATOR = "somebody"
+BODY = {"model": "ainfera-inference", "messages": [{"role": "user", "content": "Hello."}]}
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def two(open_app: OpenApp) -> AsyncIterator[Ingresses]:
+    """Two ingresses on the same stores, each with a subscription of its own."""
+    async with open_app() as one, open_app() as other:
+        yield one, other
+
+
+@pytest.fixture
+def fleet_command(deps: Deps) -> Fleet:
+    told = {
+        "DATABASE_URL": deps.settings.database_url,
+        "REDIS_URL": deps.settings.redis_url,
+        "AINFERA_MASTER_KEY": deps.settings.master_key.get_secret_value(),
+    }
+    return lambda *words: fleet(*words, **told)
+
+
+@pytest_asyncio.fixture(autouse=True, loop_scope="session")
+async def released(deps: Deps) -> AsyncIterator[None]:
+    """Whatever a test engaged is released after it, here and everywhere."""
+    yield
+    async with deps.db.session() as session:
+        for row in await engaged_switches(session):
+            await release(session, row.scope, "the test is over", OPERATOR)
+        await session.commit()
+    deps.killswitch.missed()
+
+
+def stopped(deps: Deps, tenant_id: str) -> bool:
+    try:
+        deps.killswitch.check(tenant_id)
+    except KillswitchEngaged:
+        return True
+    return False
+
+
+async def until(look: Callable[[], bool]) -> None:
+    async with asyncio.timeout(15):
+        while not look():
+            await asyncio.sleep(0.01)
+
+
+async def test_every_ingress_hears_of_it_and_refuses_before_the_queue(
+    two: Ingresses, sign_up: SignUp, fleet_command: Fleet
+) -> None:
+    agent = await sign_up()
+    for _, deps in two:
+        assert not stopped(deps, agent["tenant_id"])
+    done = await asyncio.to_thread(
+        fleet_command, "killswitch", "engage", "--reason", "runaway", "--yes", "--json"
+    )
+    assert done.exit_code == 0, done.output
+    assert orjson.loads(done.stdout) == {"scope": "all", "state": "engaged", "changed": True}
+    for client, deps in two:
+        await until(lambda deps=deps: stopped(deps, agent["tenant_id"]))  # type: ignore[misc]
+        for path in ("/v1/inference", "/v1/messages", "/v1/chat/completions"):
+            body = {**BODY, "max_tokens": 9}
+            async with asyncio.timeout(15):  # nobody would answer what is let in here
+                answer = await client.post(path, json=body, headers=agent["auth"])
+            assert answer.status_code == (529 if "messages" in path else 503)
+            assert "retry-after" in answer.headers
+            assert "cost_killswitch_engaged" in answer.text
+    status = await asyncio.to_thread(fleet_command, "killswitch", "status", "--json")
+    (engaged,) = orjson.loads(status.stdout)["engaged"]
+    assert (engaged["scope"], engaged["reason"]) == ("all", "runaway")
+    await asyncio.to_thread(fleet_command, "killswitch", "release", "--yes")
+    for _, deps in two:
+        await until(lambda deps=deps: not stopped(deps, agent["tenant_id"]))  # type: ignore[misc]
+
+
+async def test_it_stops_one_tenant_alone(
+    deps: Deps, client: httpx.AsyncClient, sign_up: SignUp, fleet_command: Fleet
+) -> None:
+    agent, other = await sign_up(), await sign_up()
+    words = ("killswitch", "engage", "--tenant", agent["tenant_id"], "--yes")
+    assert (await asyncio.to_thread(fleet_command, *words)).exit_code == 0
+    await until(lambda: stopped(deps, agent["tenant_id"]))
+    assert not stopped(deps, other["tenant_id"])
+    refused = await client.post("/v1/inference", json=BODY, headers=agent["auth"])
+    assert (refused.status_code, refused.json()["code"]) == (503, "cost_killswitch_engaged")
+    # reads go on
+    wallet = await client.get(f"/v1/wallets/{agent['agent_id']}", headers=agent["auth"])
+    assert wallet.status_code == 200
+
+
+async def test_without_a_yes_nothing_is_done(
+    deps: Deps, sign_up: SignUp, fleet_command: Fleet
+) -> None:
+    asked = await asyncio.to_thread(fleet_command, "killswitch", "engage")
+    assert asked.exit_code == 1
+    unknown = ("killswitch", "engage", "--tenant", str(uuid4()), "--yes")
+    assert (await asyncio.to_thread(fleet_command, *unknown)).exit_code == 1
+    async with deps.db.session() as session:
+        assert await engaged_switches(session) == []
+
+
+async def test_an_ingress_that_starts_or_was_cut_off_reads_what_is_engaged(
+    open_app: OpenApp, deps: Deps
+) -> None:
+    """Nobody was told: only Postgres knows, until the connection is made anew."""
+    async with deps.db.session() as session:
+        assert await engage(session, ALL, "", OPERATOR)
+        assert not await engage(session, ALL, "", OPERATOR)
+        await session.commit()
+    async with open_app() as (_, fresh):
+        assert stopped(fresh, str(uuid4()))
+        async with deps.db.session() as session:
+            assert await release(session, ALL, "", OPERATOR)
+            assert not await release(session, ALL, "", OPERATOR)
+            await session.commit()
+        assert stopped(fresh, str(uuid4()))
+        async with Redis.from_url(fresh.settings.redis_url) as admin:
+            await cast(Any, admin).client_kill_filter(_type="pubsub")
+        await until(lambda: not stopped(fresh, str(uuid4())))
+
+
+async def test_an_order_to_stop_is_obeyed_while_postgres_is_away(deps: Deps) -> None:
+    class Away:
+        def session(self) -> Any:
+            raise OSError("away")
+
+    killswitch = Killswitch(cast(Any, Away()))
+    killswitch.obey({"type": "killswitch", "scope": "all", "engaged": True})
+    with pytest.raises(KillswitchEngaged):
+        killswitch.check(str(uuid4()))
+    killswitch.obey({"type": "key.revoked", "key_hash": ""})
+
+
+async def test_acts_are_written_down(deps: Deps, fleet_command: Fleet) -> None:
+    await asyncio.to_thread(fleet_command, "killswitch", "engage", "--reason", "why", "--yes")
+    async with Redis.from_url(deps.settings.redis_url) as redis:
+        pubsub = cast(Any, redis).pubsub(ignore_subscribe_messages=True)
+        await pubsub.subscribe(CONTROL_CHANNEL)
+        await pubsub.get_message(timeout=1)
+        await asyncio.to_thread(fleet_command, "killswitch", "release", "--yes")
+        heard = None
+        while heard is None:
+            heard = await pubsub.get_message(timeout=5)
+        await pubsub.aclose()
+    assert orjson.loads(heard["data"]) == {"type": "killswitch", "scope": "all", "engaged": False}
+    async with deps.db.session() as session:
+        connection = await session.connection()
+        rows = await connection.exec_driver_sql(
+            "SELECT act, detail ->> 'reason' FROM operator_events ORDER BY at DESC LIMIT 2"
+        )
+        told = [tuple(row) for row in rows]
+    assert told[::-1] == [("killswitch.engage", "why"), ("killswitch.release", "")]

@@ -1,0 +1,34 @@
+"""A call that waited in the queue when the killswitch was engaged is not started."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import uuid4
+
+from shared.killswitch import Killswitch
+from workers.call import Outcome
+from workers.inference import refused_before_hold
+
+
+def waiting(tenant_id: str) -> Any:
+    return SimpleNamespace(
+        tenant_id=tenant_id,
+        attempt=1,
+        claimed_at=2.0,
+        envelope=SimpleNamespace(accepted_at=1.0),
+        request=SimpleNamespace(background=False),
+    )
+
+
+async def test_it_is_refused_with_a_capture_and_before_any_money_is_held() -> None:
+    killswitch = Killswitch(cast(Any, None))
+    settings = SimpleNamespace(call_deadline_s=600.0)
+    deps = cast(Any, SimpleNamespace(settings=settings, killswitch=killswitch))
+    plan = cast(Any, SimpleNamespace(refusal=None))
+    mine, other = str(uuid4()), str(uuid4())
+    assert refused_before_hold(waiting(mine), plan, deps) is None
+    killswitch.obey({"type": "killswitch", "scope": mine, "engaged": True})
+    refused = refused_before_hold(waiting(mine), plan, deps)
+    assert refused is not None
+    assert refused.outcome is Outcome.REJECTED_CAP
+    assert refused.failure_or_bug().code == "cost_killswitch_engaged"
+    assert refused_before_hold(waiting(other), plan, deps) is None

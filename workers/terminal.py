@@ -1,0 +1,141 @@
+"""What the operators' commands have in common: stores, questions, moments, and how to fail."""
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import orjson
+import typer
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared.config import Settings, StartError, read_settings
+from shared.control import give_order
+from shared.db import TRANSIENT, Database
+from shared.operators import record_act
+from shared.preflight import check_stores, refusal
+from shared.valkey import open_valkey
+from workers.development import running_environment
+
+T = TypeVar("T")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON, on standard output.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Reason = Annotated[str, typer.Option(help="Why; it is written down.")]
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    settings: Settings
+    db: Database
+    redis: Redis
+
+
+def fleet_settings() -> Settings:
+    """The environment's settings; where it names no stores, those of the `fleet up` here."""
+    settings = read_settings()
+    if settings.database_url and settings.redis_url:
+        return settings
+    running: dict[str, Any] = {**running_environment(settings.fleet_home)}
+    return Settings(**{name: value for name, value in running.items() if not os.environ.get(name)})
+
+
+async def note_act(act: str, target: str, **detail: Any) -> None:
+    """Write an act down that was done without Postgres; where it is away, say so."""
+    settings = fleet_settings()
+    if not settings.database_url:
+        sys.stderr.write("This was not written down: DATABASE_URL is not set.\n")
+        return
+    db = Database(settings)
+    try:
+        async with db.session() as session:
+            await record_act(session, act, target, **detail)
+            await session.commit()
+    except (SQLAlchemyError, *TRANSIENT) as error:
+        sys.stderr.write(f"This was not written down: {type(error).__name__}: {error}\n")
+    finally:
+        await db.aclose()
+
+
+@asynccontextmanager
+async def stores() -> AsyncIterator[Stores]:
+    """The fleet's stores, as the environment names them, for as long as a command runs.
+
+    Raises `StartError` where they are not named, or do not answer.
+    """
+    settings = fleet_settings()
+    await check_stores(settings)
+    db, redis = Database(settings), open_valkey(settings.redis_url)
+    try:
+        yield Stores(settings, db, redis)
+    finally:
+        await redis.aclose()
+        await db.aclose()
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Do a command's work; a store that is away, or that refuses, is told in one line."""
+    try:
+        return asyncio.run(work)
+    except StartError as error:
+        raise typer.Exit(refusal(error)) from None
+    except (SQLAlchemyError, RedisError, *TRANSIENT) as error:
+        fail(f"The fleet's stores cannot be used: {type(error).__name__}: {error}")
+
+
+async def announce(open_stores: Stores, kind: str, **fields: Any) -> None:
+    """Tell every process what was done; those that cannot hear it now look it up later."""
+    try:
+        await give_order(open_stores.redis, kind, **fields)
+    except (RedisError, OSError) as error:
+        sys.stderr.write(
+            f"Valkey cannot be reached ({type(error).__name__}): processes hear of it once they"
+            " can reach it again.\n"
+        )
+
+
+def ask_first(question: str, yes: bool) -> None:
+    """Exits unless the operator agrees, or has said so beforehand."""
+    if not yes and not typer.confirm(question, err=True):
+        fail("Nothing was done.")
+
+
+def say_json(value: Any) -> None:
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=str).decode() + "\n")
+
+
+def fail(message: str) -> NoReturn:
+    sys.stderr.write(f"{message}\n")
+    raise typer.Exit(1)
+
+
+def duration(written: str) -> timedelta:
+    """`90s`, `30m`, `24h` or `7d`. Raises `typer.BadParameter`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", written.strip())
+    if match is None:
+        raise typer.BadParameter(f"{written!r} is no duration; write 30m, 24h or 7d.")
+    try:
+        return timedelta(**{_UNITS[match[2]]: float(match[1])})
+    except OverflowError:
+        raise typer.BadParameter(f"{written!r} is too long.") from None
+
+
+def moment_ago(written: str) -> datetime:
+    """A moment in ISO 8601 (UTC unless it says otherwise), or how long ago it was: `2h`, `7d`.
+
+    Raises `typer.BadParameter`.
+    """
+    try:
+        moment = datetime.fromisoformat(written)
+    except ValueError:
+        return datetime.now(UTC) - duration(written)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
