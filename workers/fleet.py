@@ -35,6 +35,7 @@ CLAIM_LIMIT = 64
 FINISH_LIMIT = 128
 FALL_BACK_POLL_S = 0.5
 START_PATIENCE_S = 60.0
+BELL_PATIENCE_S = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +209,7 @@ class FleetWorker(Worker):
             if not self._gave_turn_away:
                 bells.append(self._keys.passed)
             try:
-                heard = await cast(Awaitable[Any], self.pool.blpop(bells, timeout=5))
+                heard = await cast(Awaitable[Any], self.pool.blpop(bells, timeout=BELL_PATIENCE_S))
                 if heard and not self._may_claim:
                     await cast(Awaitable[Any], self.pool.lpush(heard[0], 1))
             except (RedisError, OSError):
