@@ -79,7 +79,7 @@ async def test_a_job_that_comes_back_to_its_own_worker_has_one_run(
         finally:
             running_now.remove(ctx["job_try"])
 
-    worker = Running(redis_url, job)
+    worker = Running(redis_url, job, lease_s=600)  # no renewal will tell it in time
     sent = envelope()
     await InferenceQueue(redis).enqueue(sent)
     await until(lambda: tries == [1])
