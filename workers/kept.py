@@ -33,7 +33,7 @@ SELECT k.inference_id, k.cancelled_at IS NOT NULL AS cancelled
   FROM kept_calls k LEFT JOIN inferences i ON i.id = k.inference_id
  WHERE k.state = 'accepted' AND k.inference_id > $1
    AND k.driven_at < now() - make_interval(secs => $2)
-   AND (i.state IS NULL OR i.state = 'held')
+   AND (i.state IS NULL OR i.state IN ('held', 'dead'))  -- dead: but accepted again since
  ORDER BY k.inference_id LIMIT $3
 """
 # Of two sweepers one gets the row: the other waits for it, and finds that it was just driven.
