@@ -135,7 +135,7 @@ def test_a_worker_dies_in_the_middle(
     charged_once(witness, said["inference_id"], agent.agent_id)
 
 
-def test_a_call_that_kills_its_workers_is_given_up(
+def test_a_call_that_kills_its_workers_is_set_aside_until_it_is_replayed(
     stack: Stack, agent: ainfera.SignupResult, upstream: Upstream, witness: Witness, mine: Ours
 ) -> None:
     """The database counts the attempts, also those that the queue has forgotten."""
@@ -147,10 +147,19 @@ def test_a_call_that_kills_its_workers_is_given_up(
         witness.redis.flushdb()
         stack.start("inference")
 
-    assert mine.ended(said["inference_id"])["status"] == "failed"
+    inference_id = said["inference_id"]
+    eventually(lambda: mine.get(inference_id)["status"] == "dead", "a dead letter")
+    assert mine.get(inference_id)["error"]["code"] == "overloaded"
     assert len(upstream.all_asked(word)) == 3
     assert witness.wallet(agent.agent_id)["held"] == 0
-    assert len(witness.captures(said["inference_id"])) == 1
+    assert witness.captures(inference_id) == []
+
+    operator = {"x-ainfera-internal-key": stack.internal_key}
+    path = f"/internal/dead-letters/{inference_id}/replay"
+    assert stack.request("POST", path, headers=operator).status_code == 200
+    let_speak(nth_asked(upstream, word, 4))
+    assert mine.ended(inference_id)["result"]["content"] == "".join(WORDS)
+    charged_once(witness, inference_id, agent.agent_id)
 
 
 def test_a_call_is_cancelled_while_no_worker_is_there(
