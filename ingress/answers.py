@@ -8,11 +8,12 @@ from urllib.parse import quote
 
 import orjson
 from sse_starlette.sse import EventSourceResponse
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ingress.deps import Deps
-from ingress.relay import Reply
+from ingress.reply import Reply
 from shared.control import CANCEL, give_order
 from shared.domain.dialects import DIALECTS
 from shared.domain.inference import CallInfo, Dialect, Failed, Failure
@@ -88,15 +89,22 @@ async def nothing() -> AsyncIterator[bytes]:
     yield b""
 
 
+async def watch_disconnect(request: Request, reply: Reply) -> None:
+    """Let the reply know once its client has left."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    reply.hang_up()
+
+
 async def abandon(reply: Reply, envelope: Envelope, deps: Deps) -> None:
     """The client left: its provider call is stopped and what was used is settled.
 
     Not that of a call that is kept, whose client may come back for it, nor where the operator
-    lets all calls run to their end.
+    lets all calls run to their end. Of those who only follow a call any may leave.
     """
     deps.relay.forget(reply)
     drains = envelope.kept or deps.settings.on_disconnect == "drain"
-    if not (reply.finished or drains):
+    if not (reply.finished or reply.follows or drains):
         await give_order(deps.redis, CANCEL, inference_id=str(envelope.inference_id))
 
 
@@ -144,7 +152,9 @@ def failure_frames(failure: Failure, reply: Reply, envelope: Envelope, deps: Dep
         created=int(envelope.accepted_at),
     )
     frames = dialect.render_event(Failed(failure), dialect.RenderState(call))
-    return number_frames(encode_frames(frames), reply.next_seq)
+    told = encode_frames(frames)
+    # an end that is our own word bears the last record's number: a client resumes after that
+    return number_frames(told, reply.last_seq) if reply.last_seq >= 0 else told
 
 
 def failure_response(

@@ -14,6 +14,7 @@ from ingress import (
     agents,
     dead_letters,
     discovery,
+    events,
     inference,
     inferences,
     operations,
@@ -24,6 +25,8 @@ from ingress.answers import failure_response
 from ingress.auth import KeyCache
 from ingress.deps import Deps
 from ingress.ends import Ends
+from ingress.following import Followers
+from ingress.keeping import Keeper
 from ingress.middleware import RequestContext
 from ingress.openapi import describe
 from ingress.relay import Relay
@@ -50,7 +53,7 @@ DIALECT_OF_PATH = {
 # What no provider call may take is not slow but lost.
 LOST_AFTER_S = 30.0
 ROUTERS = (
-    *(inference, inferences, discovery, agents, wallets, reads),
+    *(inference, inferences, events, discovery, agents, wallets, reads),
     *(operations, dead_letters),
 )
 
@@ -84,11 +87,14 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
     redis = open_valkey(settings.redis_url)
     db = Database(settings)
     keyring = KeyCache(db)
+    queue = InferenceQueue(redis, queue_limits(settings))
     relay = Relay(
         redis,
         settings.ping_interval_s,
         patience_s=settings.call_deadline_s + LOST_AFTER_S,
         stall_s=settings.idle_deadline_s,
+        keeper=Keeper(redis, queue, db),
+        followers=Followers(redis, settings.replay_step_ms / 1000),
     )
 
     killswitch = Killswitch(db)
@@ -121,7 +127,7 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
             relay=relay,
             kept=kept,
             ends=ends,
-            queue=InferenceQueue(redis, queue_limits(settings)),
+            queue=queue,
             killswitch=killswitch,
         )
         warn_of_no_provider(deps)

@@ -15,7 +15,8 @@ from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from ingress.relay import Reply, overdue
+from ingress.relay import overdue
+from ingress.reply import Reply
 from shared.config import Settings
 from shared.db import TRANSIENT
 from shared.errors import InternalError, Overloaded

@@ -112,7 +112,7 @@ async def answer_interactive(
     request: Request, call: InferenceRequest, envelope: Envelope, deps: Deps
 ) -> Response:
     """A call that lives as long as its client waits for it."""
-    reply = deps.relay.expect(envelope.inference_id, pings=call.stream)
+    reply = deps.relay.expect(envelope.inference_id, pings=call.stream, envelope=envelope)
     try:
         await enqueue(envelope, Priority.INTERACTIVE, deps)
         return await first_word(request, call, envelope, reply, deps)

@@ -21,7 +21,7 @@ from ingress.answers import answer_headers
 from ingress.deps import Deps, reachable
 from ingress.ends import tell
 from ingress.opening import enqueue, first_word
-from ingress.relay import Reply
+from ingress.reply import Reply
 from shared.domain.inference import InferenceRequest
 from shared.errors import AinferaError, IdempotencyConflict, InvalidBody
 from shared.kept import DONE, KeptCall

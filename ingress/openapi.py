@@ -19,6 +19,7 @@ from shared.errors import (
     Cancelled,
     DeadlineExceeded,
     Draining,
+    EventsExpired,
     Forbidden,
     HandleTaken,
     IdempotencyConflict,
@@ -159,6 +160,24 @@ def _failure(description: str, schema: str) -> dict[str, Any]:
     return {"description": description, "content": content}
 
 
+EVENTS: Extra = {
+    "parameters": [
+        {
+            "name": "Last-Event-ID",
+            "in": "header",
+            "schema": {"type": "string"},
+            "description": "The `id` of the last event that you have; without it, all of them.",
+        }
+    ],
+    "responses": {
+        "200": {
+            "description": "The events in the dialect of the call, as they come.",
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        },
+        "204": {"description": "Nothing comes after that event."},
+        **failures((InvalidBody, NotFound, EventsExpired, Overloaded), Dialect.NATIVE),
+    },
+}
 HANDLE_TAKEN: Extra = {"responses": failures((HandleTaken,), Dialect.NATIVE)}
 SIGNUP: Extra = {**INTERNAL_KEY_OPTIONAL, **HANDLE_TAKEN}
 

@@ -9,9 +9,15 @@ from redis.exceptions import RedisError
 from starlette.responses import Response
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from ingress.answers import AnswerStream, abandon, answer_headers, failure_response
+from ingress.answers import (
+    AnswerStream,
+    abandon,
+    answer_headers,
+    failure_response,
+    watch_disconnect,
+)
 from ingress.deps import Deps
-from ingress.relay import Reply
+from ingress.reply import Reply
 from shared.domain.inference import InferenceRequest
 from shared.metrics import TIME_TO_FIRST_EVENT
 from shared.queue import Envelope, Priority, Queued
@@ -49,7 +55,7 @@ async def first_word(
 ) -> Response:
     """Wait for what decides the status; a stream that waits long is opened before that."""
     began = time.perf_counter()
-    watch = asyncio.create_task(_watch_disconnect(request, reply))
+    watch = asyncio.create_task(watch_disconnect(request, reply))
     try:
         await reply.wait_opened()
     except BaseException:
@@ -63,12 +69,6 @@ async def first_word(
         await abandon(reply, envelope, deps)
         return Response(status_code=499)
     return await _body(reply, envelope, deps)
-
-
-async def _watch_disconnect(request: Request, reply: Reply) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    reply.hang_up()
 
 
 async def _body(reply: Reply, envelope: Envelope, deps: Deps) -> Response:

@@ -113,6 +113,9 @@ class Settings(BaseSettings):
     pulse_file: Path | None = Field(None, validation_alias="PULSE_FILE")
     hold_ttl_s: int = Field(900, gt=0, validation_alias="HOLD_TTL_SECONDS")
     dead_letter_days: float = Field(7.0, gt=0, validation_alias="DEAD_LETTER_DAYS")
+    replay_seconds: int = Field(300, ge=0, validation_alias="REPLAY_SECONDS")
+    replay_step_ms: float = Field(100.0, ge=0, le=1000, validation_alias="REPLAY_STEP_MS")
+    replay_max_bytes: int = Field(8 * 1024 * 1024, gt=0, validation_alias="REPLAY_MAX_BYTES")
 
     # calls that are kept, and clients that leave
     idempotency_hours: float = Field(24.0, gt=0, validation_alias="IDEMPOTENCY_HOURS")

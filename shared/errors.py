@@ -16,6 +16,7 @@ AinferaError
 ├── HandleTaken             409  handle_taken
 ├── Cancelled               410  cancelled
 ├── LetterNotDead           409  letter_not_dead            operators only
+├── EventsExpired           410  events_expired
 ├── RequestTooLarge         413  request_too_large
 ├── Unroutable
 │   ├── ModelUnavailable      422  model_unavailable
@@ -124,6 +125,10 @@ class Cancelled(AinferaError):
 
 class LetterNotDead(AinferaError):
     status, code = 409, "letter_not_dead"
+
+
+class EventsExpired(AinferaError):
+    status, code = 410, "events_expired"
 
 
 class RequestTooLarge(AinferaError):

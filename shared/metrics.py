@@ -85,6 +85,18 @@ KILLSWITCH_ENGAGED = Gauge(
     "ainfera_cost_killswitch_engaged",
     "Scopes (a tenant, or all of them) whose new calls are stopped.",
 )
+STREAM_RESUMES = Counter(
+    "ainfera_stream_resumes_total",
+    "Readers of an inference's events beside its caller.",
+)
+STREAM_GAPS = Counter(
+    "ainfera_stream_gaps_total",
+    "Holes in answers on their way: filled from the replay (yes) or broken off (no).",
+    ["filled"],
+)
+REENQUEUED = Counter(
+    "ainfera_reenqueued_total", "Calls that the queue had lost and their ingress enqueued again."
+)
 APP_INFO = Gauge("ainfera_app_info", "The version that runs.", ["version"])
 APP_INFO.labels(version=VERSION).set(1)
 

@@ -1,25 +1,30 @@
-"""The wire between a worker and the ingress that holds the client.
+"""The wire between a worker and whoever reads its answers.
 
-A worker publishes records on the reply channel of that ingress. Each record bears the
-inference's id, the attempt that made it and its `seq` within the attempt, from 0, so that
-a hole is seen and never passed on. Many records travel in one message.
+A worker publishes records on the reply channel of the ingress that holds the client. Each
+record bears the inference's id, the attempt that made it and its `seq` within the attempt,
+from 0, so that a hole is seen and never passed on. Many records travel in one message.
+
+The same records go into the inference's replay (`shared/replay_stream.py`), a little later: from it
+a hole is filled, and other readers follow.
 """
 
-import asyncio
-import logging
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from uuid import UUID
 
 import orjson
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from shared.domain.inference import DONE_FRAME, Failure, Frame
-
-log = logging.getLogger(__name__)
+from shared.replay_stream import (
+    FOLLOWED_S,
+    HEAD,
+    RECORDS,
+    followed_key,
+    replay_key,
+)
 
 _HEAD = struct.Struct(">16sBBII")  # inference id, attempt, kind, seq, length of the body
 
@@ -115,83 +120,90 @@ def unpack_failure(packed: bytes) -> Failure:
     return Failure(**orjson.loads(packed))
 
 
-class Publisher:
-    """A worker's end: one flusher for the whole process.
+ENTRIES_AT_ONCE = 64
 
-    The first record of an answer and the last never wait; what comes between waits up to
-    `coalesce_s` for company, because a publish costs far more than a record in it.
+# (attempt, seq) of the last record that a reader has; it wants what comes after
+Position = tuple[int, int]
+
+
+async def read_replay(
+    redis: Redis, inference_id: UUID, after: Position | None = None
+) -> list[Record]:
+    """What the replay holds of an inference after a record of it, in order; from its start.
+
+    Empty if there is no replay, or nothing new in it. May begin before `after`: an entry comes
+    whole.
     """
+    (found,) = await read_replays(redis, [(inference_id, after)])
+    return found
 
-    def __init__(self, redis: Redis, coalesce_s: float) -> None:
-        self._redis = redis
-        self._coalesce_s = coalesce_s
-        self._waiting: dict[str, list[bytes]] = {}
-        self._wake = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._timer: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="publisher")
+async def read_replays(
+    redis: Redis, wanted: Sequence[tuple[UUID, Position | None]]
+) -> list[list[Record]]:
+    """The same for many inferences, in one round trip."""
+    pipeline = redis.pipeline(transaction=False)
+    for inference_id, after in wanted:
+        since = "-" if after is None else f"{after[0]}-{after[1] + 1}"
+        pipeline.xrange(replay_key(inference_id), min=since)
+    answers: list[list[tuple[bytes, dict[bytes, bytes]]]] = await pipeline.execute()
+    return [
+        [record for _, entry in entries for record in unpack_records(entry[RECORDS])]
+        for entries in answers
+    ]
 
-    async def aclose(self) -> None:
-        """Send what waits, then stop."""
-        if self._task is None:
-            return
-        self._wake.set()
-        await self._idle.wait()
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
 
-    def publish(self, channel: str, records: Iterable[Record], *, urgent: bool) -> None:
-        """Hand records over in order; they are sent in order, per channel, soon."""
-        self._waiting.setdefault(channel, []).extend([record.pack() for record in records])
-        self._idle.clear()
-        if urgent or not self._coalesce_s:
-            self._wake.set()
-        elif self._timer is None and not self._wake.is_set():
-            self._timer = asyncio.get_running_loop().call_later(self._coalesce_s, self._wake.set)
+@dataclass(frozen=True, slots=True)
+class News:
+    """What a replay has to say after some entry of it; `position` is its last entry's id."""
 
-    async def _run(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-            messages, self._waiting = self._waiting, {}
-            if messages:
-                await self._send({channel: b"".join(parts) for channel, parts in messages.items()})
-            if not self._waiting:
-                self._idle.set()
+    inference_id: UUID
+    position: Position
+    records: list[Record]
+    more: bool
 
-    async def _send(self, messages: dict[str, bytes]) -> None:
-        """Publish, trying for a while; then let go: a reader sees the gap in `seq`."""
-        try:
-            await self._send_once(messages)
-        except (RedisError, OSError):
-            await self._send_again(messages)
 
-    async def _send_again(self, messages: dict[str, bytes]) -> None:
-        """The same with patience. A message that comes twice is told apart by its `seq`."""
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type((RedisError, OSError)),
-            stop=stop_after_delay(10),
-            wait=wait_exponential(multiplier=0.05, max=1),
-            reraise=True,
-        )
-        try:
-            await retrying(self._send_once, messages)
-        except (RedisError, OSError) as error:
-            log.error("publish_failed", extra={"messages": len(messages), "error": repr(error)})
+async def read_news(redis: Redis, since: Mapping[UUID, Position]) -> list[News]:
+    """The next entries of many replays, in one round trip; only those that have any.
 
-    async def _send_once(self, messages: dict[str, bytes]) -> None:
-        if len(messages) == 1:
-            ((channel, message),) = messages.items()
-            await self._redis.publish(channel, message)
-            return
-        pipeline = self._redis.pipeline(transaction=False)
-        for channel, message in messages.items():
-            pipeline.publish(channel, message)
-        await pipeline.execute()
+    A position is the id of the last entry that was read: `(attempt, seq)`.
+    """
+    streams = {replay_key(id_): f"{at[0]}-{at[1]}" for id_, at in since.items()}
+    by_key = {replay_key(id_).encode(): id_ for id_ in since}
+    news = []
+    for key, entries in await redis.xread(streams, count=ENTRIES_AT_ONCE):  # type: ignore[arg-type]
+        attempt, _, seq = entries[-1][0].partition(b"-")
+        records = [record for _, entry in entries for record in unpack_records(entry[RECORDS])]
+        more = len(entries) == ENTRIES_AT_ONCE
+        news.append(News(by_key[key], (int(attempt), int(seq)), records, more))
+    return news
+
+
+async def note_follower(redis: Redis, inference_id: UUID) -> None:
+    """Say that somebody reads these events, before the first of them is read."""
+    await redis.set(followed_key(inference_id), 1, ex=FOLLOWED_S)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayEnds:
+    """The first and the last entry of a replay; `head` says whose it is, as `unpack_head` does."""
+
+    first: list[Record]
+    last: list[Record]
+    head: bytes | None
+
+
+async def look_at_replay(redis: Redis, inference_id: UUID) -> ReplayEnds | None:
+    """Whether there is a replay, whose it is and how far it goes; one round trip."""
+    pipeline = redis.pipeline(transaction=False)
+    pipeline.xrange(replay_key(inference_id), count=1)
+    pipeline.xrevrange(replay_key(inference_id), count=1)
+    first, last = await pipeline.execute()
+    if not first or not last:
+        return None
+    begins, ends = first[0][1], last[0][1]
+    return ReplayEnds(
+        list(unpack_records(begins[RECORDS])),
+        list(unpack_records(ends[RECORDS])),
+        begins.get(HEAD) or ends.get(HEAD),
+    )

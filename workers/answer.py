@@ -5,7 +5,7 @@ body at the end. Nothing is sent before the provider's first word, so that until
 fault can still become an HTTP status, or be answered by another model.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -24,17 +24,15 @@ from shared.domain.inference import (
     StreamEvent,
 )
 from shared.kept import KeptResult
+from shared.publisher import Publisher
 from shared.queue import Envelope
-from shared.stream import (
-    Publisher,
-    Record,
-    RecordKind,
-    decode_frames,
-    encode_frames,
-    pack_failure,
-)
+from shared.stream import Record, RecordKind, decode_frames, encode_frames, pack_failure
 
 WORDS = frozenset({RecordKind.DATA, RecordKind.DONE})
+
+# How far behind the last record of the replay a later attempt's error is numbered. An attempt
+# that was lost may have told more than its replay knows; the error comes after all of it.
+FAR_BEHIND = 1_000_000
 
 
 class Answer:
@@ -44,7 +42,7 @@ class Answer:
         self, publisher: Publisher, envelope: Envelope, request: InferenceRequest, attempt: int
     ) -> None:
         self._publisher = publisher
-        self._channel = envelope.reply_to
+        self._line = publisher.open_line(envelope, attempt)
         self._id = envelope.inference_id.bytes
         self._attempt = attempt
         # what runs in the background can be followed, whatever its body says
@@ -56,6 +54,12 @@ class Answer:
         self._told: list[Record] | None = [] if envelope.kept else None
         self._end: tuple[Completed | Failure, list[Record]] | None = None
         self.opened = False
+
+    def come_after(self, told: Sequence[Record]) -> None:
+        """An earlier attempt told the client these words and perhaps more; only an end is left."""
+        self._seq = told[-1].seq + FAR_BEHIND
+        if self._told is not None:
+            self._told += told
 
     def begin(self, call: CallInfo) -> None:
         """A provider is about to be asked; what an earlier one started is forgotten."""
@@ -156,8 +160,8 @@ class Answer:
         self._seq += 1
         return record
 
-    def _publish(self, records: Iterable[Record], *, urgent: bool) -> None:
-        self._publisher.publish(self._channel, records, urgent=urgent)
+    def _publish(self, records: Sequence[Record], *, urgent: bool) -> None:
+        self._publisher.publish(self._line, records, urgent=urgent)
 
 
 def _decimal(value: object) -> str:

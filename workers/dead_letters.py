@@ -66,7 +66,8 @@ class Remains:
         """The first and only word of an attempt that made no answer."""
         if self.envelope is None:
             return
-        deps.publisher.publish(self.envelope.reply_to, [self.record(failure)], urgent=True)
+        line = deps.publisher.open_line(self.envelope, self.attempt)
+        deps.publisher.publish(line, [self.record(failure)], urgent=True)
 
     def record(self, failure: Failure) -> Record:
         body = pack_failure(failure)

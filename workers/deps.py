@@ -10,7 +10,7 @@ from shared.config import Settings
 from shared.domain.candidate import Catalog
 from shared.kept import KeptCalls
 from shared.killswitch import Killswitch
-from shared.stream import Publisher
+from shared.publisher import Publisher
 from workers.ledger import Ledger
 from workers.providers import Provider
 

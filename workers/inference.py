@@ -2,6 +2,7 @@
 
     run_inference: claim -> parse -> plan -> hold -> ask -> settle -> tell the end
 
+A later attempt at a call of which the client has heard words asks nobody: it settles and tells.
 The end is told only after the settlement is durable. A provider is asked with no
 transaction open. Whatever happens, exactly one settlement is written; the database, not the
 queue, guards against a second.
@@ -41,7 +42,8 @@ from workers.dead_letters import UNREADABLE, WORKERS_LOST, Cause, Remains, bury
 from workers.deps import Deps
 from workers.ledger import Held
 from workers.routing import Plan, plan_call
-from workers.settle import NotOurs, hold_item, settle
+from workers.settle import FENCED, NotOurs, hold_item, settle
+from workers.told import Told, broken_ending, told_before
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +131,11 @@ async def take_kept(call: Call, deps: Deps) -> bool:
 
 async def carry_out(call: Call, deps: Deps) -> None:
     """Plan, hold, ask, settle, tell: each step may end the call, none may leave it open."""
+    told = await told_before(call, deps)
     plan = plan_call(call, deps)
+    if told is not None:
+        await break_off(call, plan, told, deps)
+        return
     refusal = refused_before_hold(call, plan, deps)
     if refusal is None:
         try:
@@ -146,13 +152,32 @@ async def carry_out(call: Call, deps: Deps) -> None:
             log.warning("call_is_dead", extra={"attempt": call.attempt})
             return
         refusal = refused_by_ledger(held, plan)
-    ending = refusal or await ask_until_answered(call, plan, deps)
+    await finish(call, plan, refusal or await ask_until_answered(call, plan, deps), deps)
+
+
+async def finish(call: Call, plan: Plan, ending: Ending, deps: Deps) -> None:
+    """Settle, then tell; nothing is told by an attempt that was overtaken."""
     try:
         completed = await settle(call, plan, ending, deps)
     except NotOurs as reason:
         log.warning("settlement_refused", extra={"reason": str(reason), "attempt": call.attempt})
         return
     tell_the_end(call, ending, completed)
+
+
+async def break_off(call: Call, plan: Plan, told: Told, deps: Deps) -> None:
+    """End an answer that another worker had begun: settle what was told, then tell the end."""
+    call.reached = True
+    call.answer.come_after(told.records)
+    ending = broken_ending(told, call, plan, deps)
+    try:
+        await settle(call, plan, ending, deps)
+    except NotOurs as reason:
+        log.warning("settlement_refused", extra={"reason": str(reason), "attempt": call.attempt})
+        if str(reason) != FENCED and not told.ended:
+            call.answer.fail(already_over())
+        return
+    call.answer.fail(ending.failure_or_bug())
 
 
 async def give_up_hold(call: Call, plan: Plan, away: Overloaded, deps: Deps) -> None:

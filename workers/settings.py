@@ -15,6 +15,7 @@ from shared.db import Database
 from shared.heap import settle_heap
 from shared.kept import KeptCalls
 from shared.killswitch import Killswitch
+from shared.publisher import Publisher
 from shared.queue import (
     BOOKS_QUEUE,
     INFERENCE_QUEUE,
@@ -22,8 +23,8 @@ from shared.queue import (
     deserialize_job,
     serialize_job,
 )
-from shared.stream import Publisher
-from shared.valkey import open_queue, open_valkey
+from shared.replay_stream import ReplayLimits
+from shared.valkey import open_queue
 from workers.dead_letters import tend_dead_letters
 from workers.deps import Cancellations, Deps
 from workers.fleet import FleetWorker
@@ -60,9 +61,7 @@ def inference_worker(settings: Settings) -> FleetWorker:
         db = Database(settings)
         ledger = Ledger(db)
         await ledger.start()
-        # one flusher uses it, one command at a time: a pool would only check it out and in
-        line = open_valkey(settings.redis_url, single_connection=True)
-        publisher = Publisher(line, settings.coalesce_ms / 1000)
+        publisher = Publisher(ctx["redis"], settings.coalesce_ms / 1000, ReplayLimits.of(settings))
         publisher.start()
         http = open_transport()
         cancellations = Cancellations()
@@ -79,7 +78,7 @@ def inference_worker(settings: Settings) -> FleetWorker:
         await control.start()
         catalog = await open_catalog(db)
         catalogued = {model.provider for model in catalog.candidates}
-        ctx["opened"] = (control, killswitch, publisher, line, ledger, http, db)
+        ctx["opened"] = (control, killswitch, publisher, ledger, http, db)
         ctx["deps"] = Deps(
             settings=settings,
             ledger=ledger,

@@ -28,7 +28,7 @@ REJECTIONS = {
     Outcome.REJECTED_CAP: EventType.REJECTED_CAP_VIOLATION,
     Outcome.REJECTED_FUNDS: EventType.REJECTED_INSUFFICIENT_FUNDS,
 }
-MINE = "SETTLED"
+MINE, FENCED = "SETTLED", "FENCED"
 
 
 def hold_item(call: Call, plan: Plan, deps: Deps) -> dict[str, Any]:

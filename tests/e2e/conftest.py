@@ -93,7 +93,7 @@ def started_stack(
     changes: dict[str, str],
 ) -> Iterator[Stack]:
     """A stack on a database of its own, and on the Valkey database of this number."""
-    backstage.run(_database(servers, template, name))
+    backstage.run(new_database(servers, template, name))
     with running_stack(
         home,
         postgres_url(servers.sockets, APP_ROLE, name),
@@ -104,7 +104,7 @@ def started_stack(
         yield stack
 
 
-async def _database(servers: Servers, template: str, name: str) -> None:
+async def new_database(servers: Servers, template: str, name: str) -> None:
     connection = await asyncpg.connect(servers.superuser_url)
     try:
         await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} OWNER {OWNER_ROLE}")

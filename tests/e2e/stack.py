@@ -58,9 +58,10 @@ class Stack:
         self.processes[name].kill()
         self.processes[name].wait()
 
-    def start(self, name: str) -> None:
-        """Start one process, again or for the first time."""
-        self.processes[name] = start(COMMANDS[name], self.logs / f"{name}.log", self.told)
+    def start(self, name: str, **changes: str) -> None:
+        """Start one process, again or for the first time; `changes` are settings of its own."""
+        told = {**self.told, **changes}
+        self.processes[name] = start(COMMANDS[name], self.logs / f"{name}.log", told)
 
     def stop(self) -> None:
         """As Ctrl-C stops it; what does not stop in time is killed."""
@@ -93,6 +94,8 @@ def environment(
         "DRAIN_GRACE_SECONDS": "5",
         # a crowd of one tenant's calls may have the one worker to itself
         "JOBS_PER_TENANT": "256",
+        # short, so that a test can wait until what was told is gone
+        "REPLAY_SECONDS": "6",
         **changes,
     }
 

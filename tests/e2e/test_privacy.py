@@ -142,6 +142,7 @@ PATHS_OF_AN_AGENT = [
     ("GET", "/v1/inferences/{}", None),
     ("POST", "/v1/inferences/{}/cancel", None),
     ("GET", "/v1/inferences/{}/decision", None),
+    ("GET", "/v1/inferences/{}/events", None),
     ("GET", "/v1/receipts/{}", None),
 ]
 
@@ -171,6 +172,7 @@ def test_another_tenants_id_is_as_unknown_as_a_made_up_one(
         "/v1/inferences/{}": answer.inference_id,
         "/v1/inferences/{}/cancel": answer.inference_id,
         "/v1/inferences/{}/decision": answer.inference_id,
+        "/v1/inferences/{}/events": answer.inference_id,
         "/v1/receipts/{}": answer.headers["x-ainfera-receipt-id"],
     }.get(path, victim.agent_id)
 

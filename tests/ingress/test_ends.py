@@ -9,10 +9,15 @@ import pytest
 from redis.asyncio import Redis
 
 from ingress.ends import Ends, tell
-from ingress.relay import Relay, Reply
+from ingress.following import Followers
+from ingress.keeping import Keeper
+from ingress.relay import Relay
+from ingress.reply import Reply
 from shared.config import Settings
+from shared.db import Database
 from shared.errors import ProviderError
 from shared.kept import KeptCalls, KeptResult
+from shared.queue import InferenceQueue
 from shared.stream import Record, RecordKind, pack_failure, unpack_failure
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -188,10 +193,11 @@ async def test_nobody_waits_for_ever(ends: Ends, table: Table) -> None:
     await ends.aclose()
 
 
-async def test_one_reader_leaves_the_others_reply_alone(redis_url: str) -> None:
+async def test_one_reader_leaves_the_others_reply_alone(settings: Settings) -> None:
     """Of two replies of one call in one process the relay holds the first one."""
-    async with Redis.from_url(redis_url) as redis:
-        relay = Relay(redis, 10, 60, 60)
+    async with Redis.from_url(settings.redis_url) as redis:
+        keeper = Keeper(redis, InferenceQueue(redis), Database(settings))
+        relay = Relay(redis, 10, 60, 60, keeper=keeper, followers=Followers(redis, 0.1))
         inference_id = uuid4()
         first, second = relay.expect(inference_id), waiting(inference_id)
         relay.forget(second)

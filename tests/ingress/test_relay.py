@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from ingress.answers import as_header
-from ingress.relay import MAX_UNREAD_BYTES, Chunk, Relay, Reply
+from ingress.following import Followers
+from ingress.keeping import Keeper
+from ingress.relay import Relay
+from ingress.reply import MAX_UNREAD_BYTES, Chunk, Reply, broken_off
+from shared.config import Settings
+from shared.db import Database
+from shared.queue import InferenceQueue
 from shared.stream import Record, RecordKind, unpack_failure, unpack_records
 
 ID = uuid4().bytes
@@ -51,11 +57,20 @@ async def test_an_answer_comes_whole_and_its_frames_bear_the_seq_to_resume_after
     ]
 
 
-async def test_a_hole_ends_the_answer_with_an_error() -> None:
-    reply = told(record(RecordKind.OPEN, 0, b"{}"), record(RecordKind.DATA, 2, b"data: b\n\n"))
-    kind, body = (await drain(reply))[-1]
-    assert kind is RecordKind.FAIL
-    assert unpack_failure(body).status == 502
+async def test_after_a_hole_nothing_is_passed_on_until_it_is_filled() -> None:
+    reply = told(
+        record(RecordKind.OPEN, 0, b"{}"),
+        record(RecordKind.DATA, 2, b"data: b\n\n"),
+        record(RecordKind.DONE, 3, b"data: c\n\n"),
+    )
+    assert reply.lacking
+    assert not reply.ended
+    reply.feed(record(RecordKind.DATA, 1, b"data: a\n\n"), now=0.0)
+    assert not reply.lacking
+    assert await drain(reply) == [
+        (RecordKind.DATA, b"data: a\nid: 1\n\ndata: b\nid: 2\n\n"),
+        (RecordKind.DONE, b"data: c\nid: 3\n\n"),
+    ]
 
 
 async def test_a_repeat_is_dropped() -> None:
@@ -116,12 +131,21 @@ def test_records_survive_the_wire(parts: list[tuple[bytes, int]]) -> None:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def relay(redis_url: str) -> AsyncIterator[Relay]:
-    redis = Redis.from_url(redis_url)
-    relay = Relay(redis, ping_interval_s=0.04, patience_s=0.2, stall_s=0.2)
+async def relay(settings: Settings) -> AsyncIterator[Relay]:
+    redis = Redis.from_url(settings.redis_url)
+    db = Database(settings)
+    relay = Relay(
+        redis,
+        ping_interval_s=0.04,
+        patience_s=0.2,
+        stall_s=0.2,
+        keeper=Keeper(redis, InferenceQueue(redis), db),
+        followers=Followers(redis, 0.01),
+    )
     await relay.start()
     yield relay
     await relay.aclose()
+    await db.aclose()
     await redis.aclose()
 
 
@@ -155,7 +179,8 @@ async def test_an_answer_that_nobody_gives_ends_in_pings_and_an_error(relay: Rel
 
 async def test_an_answer_that_the_relay_breaks_off_is_not_finished() -> None:
     """Its worker does not know, so it has to be told to stop."""
-    broken = told(record(RecordKind.OPEN, 0, b"{}"), record(RecordKind.DATA, 2, b"data: b\n\n"))
+    broken = told(record(RecordKind.OPEN, 0, b"{}"))
+    broken.end(broken_off("a test breaks it"))
     assert broken.ended
     assert not broken.finished
     whole = told(record(RecordKind.OPEN, 0, b"{}"), record(RecordKind.DONE, 1, b"body"))

@@ -1,6 +1,6 @@
 """What a client is told, record by record, in every dialect."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -23,8 +23,9 @@ from shared.domain.inference import (
 )
 from shared.errors import ProviderError
 from shared.ids import mint_id
+from shared.publisher import Line, Publisher
 from shared.queue import Envelope
-from shared.stream import Publisher, Record, RecordKind, decode_frames, unpack_failure
+from shared.stream import Record, RecordKind, decode_frames, unpack_failure
 from workers.answer import Answer
 
 BODIES: dict[Dialect, dict[str, Any]] = {
@@ -47,8 +48,8 @@ class Told(Publisher):
         self.records: list[Record] = []
         self.urgent: list[bool] = []
 
-    def publish(self, channel: str, records: Iterable[Record], *, urgent: bool) -> None:
-        assert channel == "reply"
+    def publish(self, line: Line, records: Sequence[Record], *, urgent: bool) -> None:
+        assert line.channel == "reply"
         self.records.extend(records)
         self.urgent.append(urgent)
 
