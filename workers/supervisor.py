@@ -66,4 +66,8 @@ class Supervisor:
             pause = self._first_pause_s * 2 ** (deaths - 1)
             self._tell(f"{entry.name} ended with code {code}; starting it again in {pause:g} s")
             await asyncio.sleep(pause)
-            self._running[place] = await entry.again()
+            starting = asyncio.ensure_future(entry.again())
+            try:
+                await asyncio.shield(starting)
+            finally:  # cancelled or not: what was started is to be found, and stopped
+                self._running[place] = await starting
