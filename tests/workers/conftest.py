@@ -7,6 +7,7 @@ from redis.asyncio import Redis
 
 from shared.db import APP_ROLE, Connection, connect
 from tests.workers.ledger_cases import check_books
+from tests.workers.running import Running
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -22,4 +23,6 @@ async def ledger_db(database_url: str) -> AsyncIterator[Connection]:
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
     client = Redis.from_url(redis_url)
     yield client
+    for running in list(Running.left):
+        await running.crash()
     await client.aclose()

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from redis.asyncio import Redis
 
@@ -28,7 +28,12 @@ def envelope(body: bytes = b'{"model":"m"}', tenant: str = "t") -> Envelope:
 
 
 class Running:
-    """A worker in this process, stopped as a shutdown or as a crash stops it."""
+    """A worker in this process, stopped as a shutdown or as a crash stops it.
+
+    One that its test left behind is crashed at the end, or it would work for the next test.
+    """
+
+    left: ClassVar[list["Running"]] = []
 
     def __init__(self, redis_url: str, job: Job, **kwargs: Any) -> None:
         job.__qualname__ = "run_inference"
@@ -43,9 +48,11 @@ class Running:
         }
         self.worker = FleetWorker(functions=[job], **{**options, **kwargs})
         self._task = asyncio.create_task(self.worker.async_run())
+        self.left.append(self)
 
     async def crash(self) -> None:
         """Stop without a word to the store, as kill -9 would."""
+        self.left.remove(self)
         for task in [self._task, *self.worker._background]:
             task.cancel()
         worker: Any = self.worker
@@ -55,6 +62,7 @@ class Running:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def stop(self) -> None:
+        self.left.remove(self)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         await self.worker.close()
