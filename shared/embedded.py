@@ -132,6 +132,13 @@ def postgres_url(sockets: Path, role: str, database: str = DATABASE) -> str:
 # -- the home: who may use it, and as whom the servers run ----------------------------------
 
 
+def refuse_claimed(home: Path) -> None:
+    """Raises `ServerError` if another fleet is at home there; makes nothing."""
+    if (home / "lock").exists():
+        with _claimed(home):
+            pass
+
+
 @contextmanager
 def _claimed(home: Path) -> Iterator[None]:
     """Hold the home's lock; the kernel lets go of it however we end."""

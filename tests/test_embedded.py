@@ -13,7 +13,14 @@ import psutil
 import pytest
 from redis.asyncio import Redis
 
-from shared.embedded import APP_ROLE, OWNER_ROLE, Servers, embedded_servers, servers_identity
+from shared.embedded import (
+    APP_ROLE,
+    OWNER_ROLE,
+    Servers,
+    embedded_servers,
+    refuse_claimed,
+    servers_identity,
+)
 from shared.processes import ServerError, leashed
 
 
@@ -152,3 +159,15 @@ def test_servers_die_with_a_killed_parent(tmp_path: Path) -> None:
     assert alive == []
     with embedded_servers(tmp_path, durable=False) as running:
         assert len(running.running) == 2
+
+
+def test_a_home_is_looked_at_without_being_made_or_taken(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    refuse_claimed(home)
+    assert not home.exists()
+    with (
+        embedded_servers(home, postgres=False, durable=False),
+        pytest.raises(ServerError, match="in use by another fleet"),
+    ):
+        refuse_claimed(home)
+    refuse_claimed(home)

@@ -25,7 +25,7 @@ from workers.dead_letters_cli import dead_letters
 from workers.development import new_secrets, say, up
 from workers.keys_cli import keys
 from workers.killswitch_cli import killswitch
-from workers.terminal import fail
+from workers.terminal import fail, fleet_settings
 
 COMPOSE_PASSWORDS = ("POSTGRES_PASSWORD", "OWNER_PASSWORD", "APP_PASSWORD", "REDIS_PASSWORD")
 
@@ -140,7 +140,7 @@ def health(
     Example: fleet health inference
     """
     with told():
-        settings = read_settings()
+        settings = fleet_settings()
         if process is Process.WEB:
             ask_ready(f"{settings.local_url}/ready")
         else:

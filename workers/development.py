@@ -33,7 +33,7 @@ from shared.config import (
     read_settings,
     simulating,
 )
-from shared.embedded import Servers, embedded_servers
+from shared.embedded import Servers, embedded_servers, refuse_claimed
 from shared.listening import refuse_address
 from shared.master_key import check_master_key
 from shared.preflight import check_postgres, check_valkey, refusal
@@ -76,6 +76,7 @@ def up() -> int:
 def _up(signals: StopSignals) -> int:
     settings = read_settings()
     home = settings.fleet_home.resolve()
+    refuse_claimed(home)  # before the port, which that fleet has taken too, most likely
     refuse_address(settings.host, settings.port)
     step("servers", "starting Postgres and Valkey" if _embeds(settings) else "yours")
     asyncio.run(check_given_servers(settings))
@@ -91,7 +92,8 @@ def _up(signals: StopSignals) -> int:
         asyncio.run(
             check_master_key(environment["DATABASE_URL"], environment["AINFERA_MASTER_KEY"])
         )
-        write_env(home / RUNNING, {name: environment[name] for name in STORES})
+        running = {"HOST": settings.host, "PORT": str(settings.port)}
+        write_env(home / RUNNING, {**running, **{name: environment[name] for name in STORES}})
         try:
             code = asyncio.run(_run(settings, environment, home, servers, signals))
         finally:

@@ -241,16 +241,17 @@ def status_view(now: FleetStatus) -> RenderableType:
 
 
 def workers_view(workers: list[WorkerView]) -> RenderableType:
-    """One line a worker."""
+    """One line a worker, whose id stays whole, to be copied."""
     if not workers:
         return Text("No worker is alive.")
-    table = Table("worker", "kind", "state", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("worker", "kind", "state"):
+        table.add_column(heading, no_wrap=True, overflow="ignore")
     for heading in ("in flight", "jobs/s", "done", "failed", "retried", "up"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("version")
     for each in workers:
         table.add_row(
-            Text(each.id, overflow="fold"),
+            Text(each.id),
             each.kind,
             each.state if each.silent_s < 3 else f"{each.state}, silent {each.silent_s:.0f} s",
             f"{each.jobs}/{each.max_jobs}",
@@ -259,7 +260,6 @@ def workers_view(workers: list[WorkerView]) -> RenderableType:
             str(each.failed),
             str(each.retried),
             since(each.started_at),
-            each.version,
         )
     return table
 
