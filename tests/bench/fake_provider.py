@@ -2,7 +2,8 @@
 
 It speaks the Anthropic Messages and the OpenAI chat wire, streamed and not, over bytes that
 were made beforehand. What it shall answer stands in the prompt, so that it reaches us through
-any gateway: see `prompt`. It writes `{"port": N}` to its standard output when it listens.
+any gateway: see `prompt`. It writes `{"port": N}` to its standard output when it listens, and
+`GET /asked` says how often it was asked: `{"calls": N}`.
 """
 
 import argparse
@@ -11,17 +12,19 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, cast
 
 import httptools
 import uvloop
 
-# Every token is this word; a client counts it to know that nothing was lost.
+# Every token is this word; a client counts it to know that nothing was lost. Numbered ones are
+# `word0`, `word1` …, which also show what was said twice, or by two voices.
 WORD = "ipsum"
+NUMBERED = "word"
 _TOKEN = f"{WORD} "
-_PACE = re.compile(rb"tokens=(\d+) first_ms=([\d.]+) each_ms=([\d.]+)")
+_PACE = re.compile(rb"tokens=(\d+) first_ms=([\d.]+) each_ms=([\d.]+)( numbered)?")
 _STREAMED = re.compile(rb'"stream"\s*:\s*true')
 _WITH_USAGE = re.compile(rb'"include_usage"\s*:\s*true')
 _INPUT_TOKENS = 20
@@ -38,6 +41,7 @@ class Pace:
     tokens: int = 16
     first_ms: float = 0.0
     each_ms: float = 0.0
+    numbered: bool = False
 
 
 def prompt(pace: Pace) -> str:
@@ -45,6 +49,7 @@ def prompt(pace: Pace) -> str:
     return (
         "Say the same word again and again: "
         f"tokens={pace.tokens} first_ms={pace.first_ms:g} each_ms={pace.each_ms:g}"
+        f"{' numbered' * pace.numbered}"
     )
 
 
@@ -52,7 +57,7 @@ def _pace_of(body: bytes) -> Pace:
     found = _PACE.search(body)
     if found is None:
         return Pace()
-    return Pace(int(found[1]), float(found[2]), float(found[3]))
+    return Pace(int(found[1]), float(found[2]), float(found[3]), found[4] is not None)
 
 
 # -- the bytes of an answer -------------------------------------------------------------------
@@ -60,11 +65,20 @@ def _pace_of(body: bytes) -> Pace:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A streamed answer, ready to be sent: head, the same bytes for each token, tail."""
+    """A streamed answer, ready to be sent: head, the bytes of each token, tail.
+
+    `tokens` is one entry for all of them, or one for each.
+    """
 
     head: bytes
-    token: bytes
+    tokens: tuple[bytes, ...]
     tail: bytes
+
+    def words(self, first: int, end: int) -> bytes:
+        """The tokens from `first` on, before `end`."""
+        if len(self.tokens) == 1:
+            return self.tokens[0] * (end - first)
+        return b"".join(self.tokens[first:end])
 
 
 def _chunk(frames: str) -> bytes:
@@ -100,13 +114,17 @@ def _message(content: list[dict[str, Any]], stop: str | None, written: int) -> d
     }
 
 
-def _anthropic_script(tokens: int) -> Script:
+def _texts(tokens: int, numbered: bool) -> list[str]:
+    return [f"{NUMBERED}{n} " for n in range(tokens)] if numbered else [_TOKEN]
+
+
+def _anthropic_script(tokens: int, numbered: bool) -> Script:
     head = _named(
         {"type": "message_start", "message": _message([], None, 1)},
         {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
     )
-    delta = {"type": "text_delta", "text": _TOKEN}
-    token = _named({"type": "content_block_delta", "index": 0, "delta": delta})
+    deltas = [{"type": "text_delta", "text": text} for text in _texts(tokens, numbered)]
+    words = [_named({"type": "content_block_delta", "index": 0, "delta": d}) for d in deltas]
     tail = _named(
         {"type": "content_block_stop", "index": 0},
         {
@@ -116,7 +134,8 @@ def _anthropic_script(tokens: int) -> Script:
         },
         {"type": "message_stop"},
     )
-    return Script(_STREAM_HEAD + _chunk(head), _chunk(token), _chunk(tail) + _LAST_CHUNK)
+    said = tuple(_chunk(word) for word in words)
+    return Script(_STREAM_HEAD + _chunk(head), said, _chunk(tail) + _LAST_CHUNK)
 
 
 def _usage(tokens: int) -> dict[str, int]:
@@ -143,22 +162,24 @@ def _choice(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
     )
 
 
-def _openai_script(tokens: int, with_usage: bool) -> Script:
+def _openai_script(tokens: int, numbered: bool, with_usage: bool) -> Script:
     tail = _unnamed(_choice({}, "stop"))
     if with_usage:
         tail += _unnamed({**_completion("chat.completion.chunk", []), "usage": _usage(tokens)})
     head = _unnamed(_choice({"role": "assistant", "content": ""}))
-    token = _unnamed(_choice({"content": _TOKEN}))
+    words = [_unnamed(_choice({"content": text})) for text in _texts(tokens, numbered)]
     return Script(
         _STREAM_HEAD + _chunk(head),
-        _chunk(token),
+        tuple(_chunk(word) for word in words),
         _chunk(tail + "data: [DONE]\n\n") + _LAST_CHUNK,
     )
 
 
 @cache
-def _script(anthropic: bool, tokens: int, with_usage: bool) -> Script:
-    return _anthropic_script(tokens) if anthropic else _openai_script(tokens, with_usage)
+def _script(anthropic: bool, tokens: int, numbered: bool, with_usage: bool) -> Script:
+    if anthropic:
+        return _anthropic_script(tokens, numbered)
+    return _openai_script(tokens, numbered, with_usage)
 
 
 @cache
@@ -188,10 +209,18 @@ _NOT_FOUND = _response(404, b'{"error": {"message": "no such path"}}')
 # -- the server -------------------------------------------------------------------------------
 
 
+@dataclass(slots=True)
+class Asked:
+    """How often we were asked for an answer."""
+
+    calls: int = 0
+
+
 class Session(asyncio.Protocol):
     """One connection of a client; one request at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
         self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
@@ -218,15 +247,19 @@ class Session(asyncio.Protocol):
         self._body.append(body)
 
     def on_message_complete(self) -> None:
+        if self._path == b"/asked":
+            self._write(_response(200, json.dumps(asdict(self._asked)).encode()))
+            return
         anthropic = self._path.endswith(b"/messages")
         if not anthropic and not self._path.endswith(b"/chat/completions"):
             self._write(_NOT_FOUND)
             return
         body = b"".join(self._body)
         pace = _pace_of(body)
+        self._asked.calls += 1
         if _STREAMED.search(body):
             with_usage = anthropic or _WITH_USAGE.search(body) is not None
-            self._stream(_script(anthropic, pace.tokens, with_usage), pace)
+            self._stream(_script(anthropic, pace.tokens, pace.numbered, with_usage), pace)
         else:
             whole = _in_one_piece(anthropic, pace.tokens)
             self._later(pace.first_ms + pace.each_ms * pace.tokens, self._write, whole)
@@ -243,7 +276,7 @@ class Session(asyncio.Protocol):
 
     def _stream(self, script: Script, pace: Pace) -> None:
         if not pace.first_ms and not pace.each_ms:
-            self._write(script.head + script.token * pace.tokens + script.tail)
+            self._write(script.head + script.words(0, pace.tokens) + script.tail)
             return
         self._write(script.head)
         self._later(pace.first_ms, self._say, script, pace, 0, self._loop.time())
@@ -255,7 +288,7 @@ class Session(asyncio.Protocol):
             due = min(pace.tokens, max(said, int(passed_ms / pace.each_ms)) + 1)
         else:
             due = pace.tokens
-        words = script.token * (due - said)
+        words = script.words(said, due)
         if due < pace.tokens:
             self._write(words)
             next_at = began + (pace.first_ms + due * pace.each_ms) / 1000
@@ -265,7 +298,10 @@ class Session(asyncio.Protocol):
 
 
 async def serve(host: str, port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(Session, host, port, backlog=4096)
+    asked = Asked()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Session(asked), host, port, backlog=4096
+    )
     listening = server.sockets[0].getsockname()[1]
     sys.stdout.write(json.dumps({"port": listening}) + "\n")
     sys.stdout.flush()
