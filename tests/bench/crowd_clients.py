@@ -167,8 +167,7 @@ class Crowd:
     ) -> Verdict:
         request = self._request(dialect, pace)
         for attempt in range(_MOST_TRIES):
-            # by turns, whatever the dialect; a try that failed goes to another door
-            door = self.doors[(number // len(DIALECTS) + number + attempt) % len(self.doors)]
+            door = self.doors[(number + attempt) % len(self.doors)]
             reader = await self._connected(door, request)
             if reader is not None:
                 await self._read(reader, began)
