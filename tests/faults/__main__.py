@@ -6,6 +6,7 @@ import secrets
 import sys
 
 from tests.faults.chaos import chaos
+from tests.faults.guards import run_guards, table
 
 
 def main() -> int:
@@ -14,7 +15,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="repeats the schedule of a run")
     parser.add_argument("--only", default="", help="only faults with this in their names")
     parser.add_argument("--clients", type=int, default=20, help="clients at once")
+    parser.add_argument("--guards", nargs="?", const="", help="take out guards, by name")
     asked = parser.parse_args()
+    if asked.guards is not None:
+        verdicts = run_guards(asked.guards)
+        sys.stdout.write("\n".join([*table(verdicts), ""]))
+        return 0 if all(verdict.red for verdict in verdicts) else 1
     seed = secrets.randbelow(1_000_000) if asked.seed is None else asked.seed
     sys.stderr.write(f"seed {seed}\n")
     run = chaos(seed, asked.minutes * 60, only=asked.only, clients=asked.clients)

@@ -49,6 +49,7 @@ SETTINGS = {
 # What was committed survives the end of Postgres, though not that of the machine.
 POSTGRES = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "64MB"}
 START_PATIENCE_S = 60.0
+START_S = 10.0
 
 
 @dataclass
@@ -62,6 +63,8 @@ class Fleet:
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     deaths: Counter[str] = field(default_factory=Counter)
     ended: list[str] = field(default_factory=list)
+    began: dict[str, float] = field(default_factory=dict)
+    away_at: float = 0.0
     closing: bool = False
 
     @property
@@ -80,6 +83,7 @@ class Fleet:
         told = {**self.told, "AINFERA_DOOM_FILE": str(self.order(name))}
         if name in self.ports:
             told["PORT"] = str(self.ports[name])
+        self.began[name] = time.monotonic()
         self.processes[name] = start(COMMANDS[name], self.home / f"{name}.log", told)
 
     def kill(self, name: str) -> None:
@@ -97,11 +101,15 @@ class Fleet:
             for name, process in self.processes.items():
                 if process.poll() is not None:
                     self.deaths[name] += 1
-                    if process.returncode != -signal.SIGKILL:
+                    if process.returncode != -signal.SIGKILL and not self._starting(name):
                         self.ended.append(f"{name} ended by itself with {process.returncode}")
                     await asyncio.sleep(0.3)
                     self.begin(name)
             await asyncio.sleep(0.1)
+
+    def _starting(self, name: str) -> bool:
+        """Whether it found a server away when it began: it says so and ends, by design."""
+        return self.began[name] - START_S < self.away_at < self.began[name] + START_S
 
     async def ready(self) -> None:
         deadline = time.monotonic() + START_PATIENCE_S
@@ -113,6 +121,7 @@ class Fleet:
                     await asyncio.sleep(0.1)
 
     async def stop_server(self, name: str, sig: signal.Signals) -> None:
+        self.away_at = time.monotonic()
         process = self.servers.running[name].process
         process.send_signal(sig)
         while process.poll() is None:

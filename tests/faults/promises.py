@@ -20,6 +20,7 @@ from tests.faults.clients import Heard
 from tests.faults.provider import NumberingProvider
 
 SHOWN = 4
+BROKEN = "| BROKEN: "
 _ENDED = "i.state IN ('settled', 'refused')"
 
 QUERIES = {
@@ -113,7 +114,7 @@ class Findings:
 
     def lines(self) -> Iterator[str]:
         for promise, found in self.broken.items():
-            yield f"| {promise} | {len(found)} |"
+            yield f"{BROKEN if found else '| '}{promise} | {len(found)} |"
             yield from (f"    {each}" for each in found[:SHOWN])
 
 
