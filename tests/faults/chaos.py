@@ -114,6 +114,7 @@ class Report:
     states: dict[str, int] = field(default_factory=dict)
     calls: int = 0
     asked: int = 0
+    again: int = 0
     settled: int = 0
 
     @property
@@ -137,6 +138,7 @@ class Report:
                 f"| what they were told | {ends} |",
                 f"| jobs by their end | {self.states} |",
                 f"| provider calls per settled call | {self.asked}/{self.settled} = {ratio:.3f} |",
+                f"| of these, asked again though the provider was not at fault | {self.again} |",
                 f"| **violations** | **{self.violations}** |",
                 "| promise | violations |",
                 "| --- | --- |",
@@ -280,6 +282,7 @@ async def _ask(fleet: Fleet, load: Clients, provider: NumberingProvider, report:
     missing = [f"{alive}"] if alive["inference"] < 2 or alive["books"] < 1 else []
     findings.note("all workers are alive", missing)
     report.deaths, report.moods, report.asked = fleet.deaths, provider.moods, provider.asked
+    report.again = provider.again
     report.calls, report.settled = len(heard), len(books.receipts)
     report.kinds = Counter(each.kind for each in heard)
     report.ends = Counter(" and ".join(each.ends) or "nothing" for each in heard)

@@ -92,6 +92,10 @@ QUERIES = {
         "OR k.state = 'done' AND (k.result IS NULL OR i.state IS NULL OR "
         "i.state NOT IN ('settled', 'refused'))"
     ),
+    "no call in the background is lost": (
+        # its deadline is a day: only a call that nobody drives again runs out of time here
+        "SELECT inference_id, attempts FROM kept_calls WHERE background AND outcome = 'expired'"
+    ),
     "a dead call has a letter and holds nothing": (
         "SELECT i.id FROM inferences i LEFT JOIN dead_letters d ON d.inference_id = i.id "
         "WHERE i.state = 'dead' AND (d.inference_id IS NULL OR i.hold_state = 'pending')"

@@ -67,6 +67,12 @@ class NumberingProvider:
     def asked(self) -> int:
         return sum(len(each) for each in self.questions.values())
 
+    @property
+    def again(self) -> int:
+        """Questions that follow another which the provider did not take amiss."""
+        fine = (Mood.FINE, Mood.NO_USAGE)
+        return sum(each.mood in fine for asked in self.questions.values() for each in asked[:-1])
+
     async def answer(self, request: web.Request) -> web.StreamResponse:
         wire = "anthropic" if request.path == "/v1/messages" else "openai"
         raw = await request.read()
