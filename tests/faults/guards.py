@@ -237,7 +237,7 @@ GUARDS = (
         "after a re-subscription every answer is looked at",
         "ingress/relay.py",
         (("            if self._subscribed.is_set():\n", "            if not message:\n"),),
-        ("tests/e2e/test_resume.py", "-k", "subscription_is_cut"),
+        ("tests/ingress/test_keeping.py", "-k", "reconnection"),
     ),
     Guard(
         "what was not published is published again",
