@@ -59,7 +59,7 @@ class Answer:
         """An earlier attempt told the client these words and perhaps more; only an end is left."""
         self._seq = told[-1].seq + FAR_BEHIND
         if self._told is not None:
-            self._told += told
+            self._told += before_hole(told)
 
     def begin(self, call: CallInfo) -> None:
         """A provider is about to be asked; what an earlier one started is forgotten."""
@@ -162,6 +162,16 @@ class Answer:
 
     def _publish(self, records: Sequence[Record], *, urgent: bool) -> None:
         self._publisher.publish(self._line, records, urgent=urgent)
+
+
+def before_hole(told: Sequence[Record]) -> Sequence[Record]:
+    """The part of an answer that a reader may be told: from its opening on, without a gap.
+
+    The store may have lost the beginning of a replay while the answer went on, or dropped it
+    because it was too large. Nothing at all, where no word is left.
+    """
+    whole = [record for seq, record in enumerate(told) if record.seq == seq]
+    return whole if any(record.kind is RecordKind.DATA for record in whole) else ()
 
 
 def _decimal(value: object) -> str:

@@ -68,6 +68,23 @@ def begun(dialect: Dialect, *, stream: bool) -> tuple[Answer, Told]:
     return answer, told
 
 
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_of_a_replay_with_a_hole_only_what_comes_before_it_is_kept(lost: int) -> None:
+    """Words without those before them are no answer: who asks later hears none of them."""
+    request = DIALECTS[Dialect.NATIVE].parse_request({**BODIES[Dialect.NATIVE], "stream": True})
+    caller = {"tenant_id": "t", "agent_id": "a"}
+    envelope = Envelope(
+        mint_id(), mint_id(), Dialect.NATIVE, "reply", caller, 1.0, "trace", b"", kept=True
+    )
+    kinds = (RecordKind.OPEN, *[RecordKind.DATA] * 4)
+    spoken = [Record(b"i" * 16, 1, kind, seq, b"") for seq, kind in enumerate(kinds)]
+    answer = Answer(Told(), envelope, request, attempt=2)
+    answer.come_after([*spoken[:lost], *spoken[lost + 1 :]])
+    kept = [record.kind for record in answer.whole(ProviderError("lost").failure()).told()]
+    heard = kinds[:lost] if RecordKind.DATA in kinds[:lost] else ()
+    assert kept == [*heard, RecordKind.FAIL]
+
+
 @pytest.mark.parametrize("dialect", list(Dialect))
 def test_a_streamed_answer_opens_with_its_first_word(dialect: Dialect) -> None:
     answer, told = begun(dialect, stream=True)
