@@ -22,7 +22,7 @@ import orjson
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
-from shared.lanes import CLASS_SPAN, WINDOW_S, QueueKeys
+from shared.lanes import CLASS_SPAN, WHEN_FULL, WINDOW_S, QueueKeys
 from shared.queue import INFERENCE_QUEUE, Priority
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,9 @@ JobState = Literal["waiting", "deferred", "leased", "lease lost", "unknown"]
 
 # KEYS: workers, seen, drain, counters. ARGV: id, what it says, patience (us), then what it
 # counted since: names and amounts. Returns 1 if it is to drain.
-_BEAT = """
+_BEAT = (
+    WHEN_FULL
+    + """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
@@ -55,6 +57,7 @@ for i = 4, #ARGV, 2 do redis.call('HINCRBYFLOAT', KEYS[4], ARGV[i], ARGV[i + 1])
 if redis.call('SISMEMBER', KEYS[3], 'all') == 1 then return 1 end
 return redis.call('SISMEMBER', KEYS[3], ARGV[1])
 """
+)
 
 
 @dataclass(frozen=True, slots=True)

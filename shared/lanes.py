@@ -26,6 +26,10 @@ Scores by class and time are `class * CLASS_SPAN + us`: whole numbers that a dou
 """
 
 WINDOW_S = 5
+# First line of a script: a store that has reached `maxmemory` runs it all the same. For what
+# gives out, renews and ends jobs, which takes next to no room: with every lease that could not
+# be renewed a call in flight would be lost. What enqueues is refused there.
+WHEN_FULL = "#!lua flags=allow-oom\n"
 CLASS_SPAN = 3_000_000_000_000_000  # microseconds; a class's scores do not reach the next's
 
 _NOW = f"""
@@ -114,7 +118,8 @@ return {'QUEUED', depth + 1, oldest}
 # itself enqueued or '', slots of a tenant, ttl (ms), then tenants and the slots left to them in
 # this worker. Returns the claims, and 1 if a lane gave its turn away.
 CLAIM = (
-    _NOW
+    WHEN_FULL
+    + _NOW
     + _WAIT
     + f"local WINDOW = {WINDOW_S} * 1000000\n"
     + """
@@ -217,7 +222,8 @@ return {claimed, #passed > 0 and 1 or 0}
 # KEYS: queue, leases. ARGV: lease (us), worker, then jobs and their tries. Renews what the
 # caller still owns; returns what it has lost, as <id>:<try>.
 RENEW = (
-    _NOW
+    WHEN_FULL
+    + _NOW
     + """
 local lost = {}
 for i = 3, #ARGV, 2 do
@@ -238,7 +244,8 @@ DONE, DONE_KEEP = -1, -2
 # owns: wait -1 deletes all of a job; -2 too, but keeps arq's, so that it is not enqueued again;
 # 0 puts it to the front of its lane; more is when it is due again.
 FINISH = (
-    _NOW
+    WHEN_FULL
+    + _NOW
     + _WAIT
     + """
 local ended, foreign = 0, ARGV[2]
