@@ -5,8 +5,10 @@ import logging
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 from urllib.parse import quote
+from uuid import UUID
 
 import orjson
+from redis.exceptions import RedisError
 from sse_starlette.sse import EventSourceResponse
 from starlette.requests import Request
 from starlette.responses import Response
@@ -105,7 +107,19 @@ async def abandon(reply: Reply, envelope: Envelope, deps: Deps) -> None:
     deps.relay.forget(reply)
     drains = envelope.kept or deps.settings.on_disconnect == "drain"
     if not (reply.finished or reply.follows or drains):
-        await give_order(deps.redis, CANCEL, inference_id=str(envelope.inference_id))
+        try:
+            await order_stop(envelope.inference_id, deps)
+        except (RedisError, OSError) as error:
+            log.warning("call_not_stopped", extra={"error": repr(error)})
+
+
+async def order_stop(inference_id: UUID, deps: Deps) -> None:
+    """Stop a call, wherever it is: the order stands at its job first, then all workers hear it.
+
+    In that order, because a worker that starts between the two hears the second or reads the first.
+    """
+    await deps.queue.stop(inference_id)
+    await give_order(deps.redis, CANCEL, inference_id=str(inference_id))
 
 
 def answer_headers(

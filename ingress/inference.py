@@ -14,12 +14,11 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from ingress import openapi
-from ingress.answers import failure_response
+from ingress.answers import failure_response, order_stop
 from ingress.auth import Caller, authenticate
 from ingress.deps import Deps, get_deps
 from ingress.kept import answer_kept, idempotency_key
 from ingress.opening import enqueue, first_word
-from shared.control import CANCEL, give_order
 from shared.domain.dialects import DIALECTS
 from shared.domain.estimate import estimate_input_tokens
 from shared.domain.inference import Dialect, InferenceRequest, InvalidRequest
@@ -127,7 +126,7 @@ async def answer_interactive(
 async def unconfirmed(envelope: Envelope, deps: Deps) -> Response:
     """The queue may have the call or not: it shall not run for nobody, and its id is told."""
     with suppress(RedisError, OSError):
-        await give_order(deps.redis, CANCEL, inference_id=str(envelope.inference_id))
+        await order_stop(envelope.inference_id, deps)
     away = Unavailable(
         "The queue does not answer, so the call may or may not have been queued. If it was, it is "
         "stopped, or charged once, as the agent's wallet and ledger show. Retry; with an "

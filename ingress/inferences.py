@@ -13,10 +13,10 @@ from fastapi.responses import JSONResponse
 from redis.exceptions import RedisError
 from sqlalchemy import Row
 
+from ingress.answers import order_stop
 from ingress.auth import Caller, current_caller, not_found, parse_id
 from ingress.deps import Deps, get_deps, reachable
 from ingress.wire import moment, usd
-from shared.control import CANCEL, give_order
 from shared.domain.attempts import CallState
 from shared.domain.inference import Failure
 from shared.errors import Unavailable
@@ -98,20 +98,20 @@ async def cancel_inference(inference_id: str, request: Request, caller: Mine) ->
     deps = get_deps(request)
     standing = await find(parse_id(inference_id), caller, deps)
     if not standing.over:
-        await order_stop(standing, caller, deps)
+        await stop(standing, caller, deps)
         standing = await settled_soon(standing, caller, deps)
     status = standing.status if standing.over else "cancelling"
     said = {"inference_id": str(standing.inference_id), "status": status}
     return JSONResponse(said, 200 if standing.over else 202)
 
 
-async def order_stop(standing: Standing, caller: Caller, deps: Deps) -> None:
+async def stop(standing: Standing, caller: Caller, deps: Deps) -> None:
     """Note it where whoever takes the call up later reads it; then tell those that run."""
     if standing.kept:
         async with reachable():
             await deps.kept.cancel(standing.inference_id, caller.tenant)
     try:
-        await give_order(deps.redis, CANCEL, inference_id=str(standing.inference_id))
+        await order_stop(standing.inference_id, deps)
     except (RedisError, OSError) as error:
         if not standing.kept:
             raise Unavailable("The order could not be passed on. Repeat it.") from error

@@ -5,7 +5,8 @@ of a cluster. For a queue named `q`:
 
     q                  sorted set: jobs not due yet, by when they are (ms); arq's enqueue adds here
     q:job:<id>         hash: `job` in arq's format, `lane`, `try` (claims so far), `at` (enqueued,
-                       us), `since` (waits since, us), `owner` (<worker>:<try> while in work)
+                       us), `since` (waits since, us), `owner` (<worker>:<try> while in work),
+                       `stop` (there if it shall stop, whoever claims it next)
     q:payload:<id>     the bytes enqueued beside the job
     q:lane:<c>:<t>     list: the waiting jobs of tenant `t` in priority class `c`, in their order
     q:waiting          sorted set: all waiting jobs, by class and since when they wait
@@ -170,7 +171,7 @@ local function take(lane)
   end
   if not id then return 0 end
   redis.call('ZREM', q .. ':waiting', id)
-  local kept = redis.call('HMGET', job_key(id), 'job', 'try', 'since')
+  local kept = redis.call('HMGET', job_key(id), 'job', 'try', 'since', 'stop')
   local job = kept[1]
   if not job and foreign ~= '' then job = redis.call('GET', foreign .. id) end
   if not job or not kept[2] then
@@ -181,7 +182,8 @@ local function take(lane)
   redis.call('HSET', job_key(id), 'try', try, 'owner', ARGV[3] .. ':' .. try)
   redis.call('ZADD', KEYS[2], now + ARGV[2], id)
   local payload = redis.call('GET', payload_key(id))
-  claimed[#claimed + 1] = {id, job, try, payload, lane:sub(3), now - kept[3]}
+  local stop = kept[4] and 1 or 0
+  claimed[#claimed + 1] = {id, job, try, payload, lane:sub(3), now - kept[3], stop}
   return 1
 end
 
@@ -234,6 +236,17 @@ for i = 3, #ARGV, 2 do
   end
 end
 return lost
+"""
+)
+
+# KEYS: queue. ARGV: id. Notes at a job, if there is one, that it shall stop.
+STOP = (
+    WHEN_FULL
+    + _NOW
+    + """
+if redis.call('EXISTS', job_key(ARGV[1])) == 0 then return 0 end
+redis.call('HSET', job_key(ARGV[1]), 'stop', 1)
+return 1
 """
 )
 

@@ -21,7 +21,7 @@ from redis.commands.core import AsyncScript
 from shared.config import Settings
 from shared.domain.inference import Dialect
 from shared.errors import AinferaError, Overloaded, RateLimited
-from shared.lanes import ENQUEUE, QueueKeys
+from shared.lanes import ENQUEUE, STOP, QueueKeys
 
 # all keys of a queue begin with its name; the braces are its hash tag, one slot of a cluster
 INFERENCE_QUEUE = "{ainfera:inference}"
@@ -197,6 +197,7 @@ class InferenceQueue:
         self._limits = limits or QueueLimits()
         self._keys = QueueKeys(INFERENCE_QUEUE)
         self._enqueue: AsyncScript = redis.register_script(ENQUEUE)
+        self._stop: AsyncScript = redis.register_script(STOP)
 
     async def enqueue(
         self,
@@ -237,6 +238,10 @@ class InferenceQueue:
         """What the job of this id was enqueued with; None if there is no such job."""
         packed: bytes | None = await self._redis.get(self._keys.payload(str(inference_id)))
         return Envelope.unpack(packed) if packed is not None else None
+
+    async def stop(self, inference_id: UUID) -> None:
+        """Note at its job, if there is one, that it shall stop: whoever claims it next knows."""
+        await self._stop(keys=[self._keys.queue], args=[str(inference_id)])
 
     async def holding(self, ids: Sequence[UUID]) -> set[UUID]:
         """Which of these have a job, waiting or in work; one round trip."""

@@ -40,7 +40,10 @@ BELL_PATIENCE_S = 5
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One job as it was claimed; `attempt` counts from 1, over all workers."""
+    """One job as it was claimed; `attempt` counts from 1, over all workers.
+
+    `stop`: an order to stop was given before the claim.
+    """
 
     job_id: str
     job: bytes
@@ -48,6 +51,7 @@ class Claim:
     payload: bytes | None
     tenant: str
     waited_us: int
+    stop: bool
 
     @property
     def key(self) -> str:
@@ -67,9 +71,10 @@ class End:
 class FleetWorker(Worker):
     """A worker of the fleet: `FleetWorker(functions, lease_s=5.0, **arq's own settings)`.
 
-    `ctx` of a job has arq's `job_id` and `job_try`, and `payload`: the bytes enqueued beside
-    the job, or None. A job that raises `Retry`, or is cancelled by a shutdown, is due again;
-    any other end deletes it. `jobs_per_tenant` of the slots are one tenant's at most.
+    `ctx` of a job has arq's `job_id` and `job_try`, `payload`: the bytes enqueued beside the
+    job, or None, and `stop`: whether an order to stop it was given before it was claimed. A job
+    that raises `Retry`, or is cancelled by a shutdown, is due again; any other end deletes it.
+    `jobs_per_tenant` of the slots are one tenant's at most.
     `arq_jobs` is the prefix of the jobs that arq's own `enqueue_job` makes (cron does), or ""
     for a queue that takes none, whose keys then all are in one slot of a cluster.
     """
@@ -182,8 +187,8 @@ class FleetWorker(Worker):
         )
         self._gave_turn_away = bool(gave_turn_away)
         return [
-            Claim(row[0].decode(), row[1], row[2], row[3] or None, row[4].decode(), row[5])
-            for row in rows
+            Claim(id_.decode(), job, attempt, payload or None, tenant.decode(), waited, bool(stop))
+            for id_, job, attempt, payload, tenant, waited, stop in rows
         ]
 
     async def _keep_time(self) -> None:
@@ -276,6 +281,7 @@ class FleetWorker(Worker):
             "job_id": claim.job_id,
             "job_try": claim.attempt,
             "payload": claim.payload,
+            "stop": claim.stop,
         }
         if self.on_job_start:
             await self.on_job_start(ctx)

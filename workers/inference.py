@@ -54,13 +54,15 @@ OPENED = frozenset({"OPENED", "EXISTS"})
 
 
 async def run_inference(ctx: Mapping[str, Any], inference_id: str) -> None:
-    """The arq job: `ctx` holds our `deps`, the `payload` beside the job and the `job_try`."""
+    """The arq job: `ctx` holds our `deps`, the `payload` beside the job, `job_try` and `stop`."""
     deps: Deps = ctx["deps"]
     payload: bytes | None = ctx["payload"]
     if payload is None:
         log.warning("payload_missing", extra={"inference_id": inference_id})
         return
     bind_inference(inference_id)
+    if ctx.get("stop"):  # the order was given when perhaps nobody was there to hear it
+        deps.cancellations.cancel(inference_id)
     remains = Remains(UUID(inference_id), ctx["job_try"], payload)
     try:
         envelope = read_envelope(payload)

@@ -137,6 +137,22 @@ def test_while_the_call_waits_in_the_queue(
     check_cancelled_for_nothing(upstream, word, witness, agent.agent_id)
 
 
+def test_while_no_worker_is_there(
+    stack: Stack, agent: ainfera.SignupResult, upstream: Upstream, witness: Witness
+) -> None:
+    """Nobody hears the order: it stands where the worker that comes later finds it."""
+    word = upstream.will(ENDLESS)
+    stack.kill("inference")
+    try:
+        with witness.orders() as heard:
+            with sent(stack, agent.api_key, begin("native", "ainfera-inference", word, True)):
+                eventually(lambda: witness.keys_with(word), "the call in the queue")
+            eventually(heard, "the order to stop")
+    finally:
+        stack.start("inference")
+    check_cancelled_for_nothing(upstream, word, witness, agent.agent_id)
+
+
 @STREAMED_OR_NOT
 def test_while_money_is_being_held(
     stack: Stack, agent: ainfera.SignupResult, upstream: Upstream, witness: Witness, stream: bool
