@@ -41,6 +41,15 @@ RECONNECTION_S = 2.0
 GIVEN_UP_S = 30.0
 
 
+def begun(reply: Reply) -> bool:
+    """Whether there is an answer that a worker can have left behind.
+
+    A kept call that was not queued yet, because the store is full, waits to be driven there: it was
+    accepted, no worker had it, and to say that it is over would be wrong.
+    """
+    return reply.follows or reply.position is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """What the database knows of a call."""
@@ -163,7 +172,7 @@ class Keeper:
                 reply.end(broken_off("it is over, but its end was lost"))
             elif reply.envelope is not None:
                 await self._enqueue_again(reply, call.attempt if call is not None else 0)
-            elif now - reply.last_record > GIVEN_UP_S:
+            elif begun(reply) and now - reply.last_record > GIVEN_UP_S:
                 reply.end(broken_off("its worker was lost"))
 
     async def _known(self, replies: Sequence[Reply]) -> Mapping[UUID, Known]:

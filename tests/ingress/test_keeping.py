@@ -282,6 +282,16 @@ async def known_call(database: Connection, envelope: Envelope, attempt: int, sta
     )
 
 
+async def test_a_kept_call_that_is_not_queued_yet_is_not_given_up(ingress: Ingress) -> None:
+    """It is accepted and will be driven into the queue: it was lost by nobody."""
+    envelope = an_envelope()
+    reply = ingress.relay.expect(envelope.inference_id)
+    await ingress.looks(reply, 10 * keeping.GIVEN_UP_S)
+    assert not reply.ended
+    await ingress.publish(*an_answer(envelope))
+    assert await to_the_end(reply) == (WORDS, END)
+
+
 async def test_the_next_attempt_is_numbered_behind_the_database_s(
     ingress: Ingress, database: Connection
 ) -> None:
