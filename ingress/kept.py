@@ -77,7 +77,8 @@ async def accept(
 ) -> KeptCall:
     """Write the call down and enqueue it, or find the call that has its key.
 
-    Raises `IdempotencyConflict`, `RateLimited` and `Overloaded`; then nothing is kept.
+    Raises `IdempotencyConflict`, `RateLimited`, `Overloaded` and `KillswitchEngaged`; then nothing
+    is kept.
     """
     async with reachable():
         known = await deps.kept.keep(
@@ -86,6 +87,7 @@ async def accept(
     if known.fresh:
         priority = Priority.BACKGROUND if call.background else Priority.INTERACTIVE
         try:
+            deps.killswitch.check(envelope.caller["tenant_id"])
             await enqueue(envelope, priority, deps)
         except AinferaError:
             async with reachable():

@@ -172,3 +172,28 @@ async def test_acts_are_written_down(deps: Deps, fleet_command: Fleet) -> None:
         )
         told = [tuple(row) for row in rows]
     assert told[::-1] == [("killswitch.engage", "why"), ("killswitch.release", "")]
+
+
+async def test_a_repeat_is_no_new_call(
+    deps: Deps, client: httpx.AsyncClient, sign_up: SignUp, fleet_command: Fleet
+) -> None:
+    """What was accepted before is told where it stands; a key that is new is not used up."""
+    agent = await sign_up()
+    body = {**BODY, "background": True}
+
+    async def call(key: str) -> httpx.Response:
+        headers = {**agent["auth"], "idempotency-key": key}
+        return await client.post("/v1/inference", json=body, headers=headers)
+
+    before = await call("old")
+    words = ("killswitch", "engage", "--tenant", agent["tenant_id"], "--yes")
+    assert (await asyncio.to_thread(fleet_command, *words)).exit_code == 0
+    await until(lambda: stopped(deps, agent["tenant_id"]))
+    repeat, new = await call("old"), await call("new")
+    assert (before.status_code, repeat.status_code, new.status_code) == (202, 202, 503)
+    assert repeat.json()["inference_id"] == before.json()["inference_id"]
+    await asyncio.to_thread(fleet_command, "killswitch", "release", *words[2:])
+    await until(lambda: not stopped(deps, agent["tenant_id"]))
+    after = await call("new")
+    assert after.status_code == 202
+    assert "idempotent-replayed" not in after.headers
