@@ -93,7 +93,7 @@ def test_up_answers_stops_and_finds_its_data_again(tmp_path: Path, port: int) ->
         assert f"Bearer {dev['AINFERA_API_KEY']}" in curl
         assert up.url in curl
         assert "simulated" in up.said
-        assert set(read_env(home / "running.env")) == {"DATABASE_URL", "REDIS_URL"}
+        assert set(read_env(home / "running.env")) == {"DATABASE_URL", "REDIS_URL", "HOST", "PORT"}
         for kept in ("dev.env", "secrets.env", "running.env"):
             assert stat.S_IMODE((home / kept).stat().st_mode) == 0o600
         family = up.family()
