@@ -278,6 +278,7 @@ async def show_job(redis: Redis, job_id: str | UUID, queue: str = INFERENCE_QUEU
 
 
 # -- what operators order -----------------------------------------------------------------------
+# Who orders also writes it down (`shared/operators.py`); the log line needs no Postgres.
 
 
 async def drain(redis: Redis, target: str, *, actor: str = "") -> list[WorkerView]:
@@ -289,7 +290,7 @@ async def drain(redis: Redis, target: str, *, actor: str = "") -> list[WorkerVie
     meant = _meant(await list_workers(redis), target)
     orders: Any = redis  # redis-py types its set commands for both of its clients at once
     await orders.sadd(DRAIN_KEY, *([ALL] if target == ALL else [worker.id for worker in meant]))
-    _record_act("drain", target, actor)
+    log.info("operator_act", extra={"act": "drain", "target": target, "actor": actor})
     return meant
 
 
@@ -303,7 +304,7 @@ async def resume(redis: Redis, target: str, *, actor: str = "") -> list[WorkerVi
         raise NoSuchWorker("The whole fleet is drained: resume `all`.")
     else:
         await orders.srem(DRAIN_KEY, *[worker.id for worker in meant])
-    _record_act("resume", target, actor)
+    log.info("operator_act", extra={"act": "resume", "target": target, "actor": actor})
     return meant
 
 
@@ -329,8 +330,3 @@ def _meant(workers: Sequence[WorkerView], target: str) -> list[WorkerView]:
     what = f"{len(meant)} workers begin with" if meant else "No worker is called"
     known = ", ".join(worker.id for worker in workers) or "none"
     raise NoSuchWorker(f"{what} {target!r}. Alive: {known}.")
-
-
-def _record_act(act: str, target: str, actor: str) -> None:
-    """The one place where what an operator did to the fleet is recorded."""
-    log.info("operator_act", extra={"act": act, "target": target, "actor": actor})

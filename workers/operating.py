@@ -4,8 +4,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from getpass import getuser
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 import orjson
@@ -32,18 +31,17 @@ from shared.fleet import (
     show_job,
     wait_until_drained,
 )
+from shared.operators import this_operator
 from shared.preflight import check_valkey, refusal
 from shared.valkey import open_valkey
 from workers.development import running_environment
-from workers.terminal import note_act
+from workers.terminal import AsJson, Yes, ask_first, fail, note_act
 
 app = typer.Typer()
 jobs = typer.Typer(no_args_is_help=True, help="Look at single jobs.")
 app.add_typer(jobs, name="jobs")
 
 WATCH_S = 1.0
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Which = Annotated[
     str, typer.Argument(metavar="[WORKER|all]", help="A worker's id, or how it begins, or all.")
 ]
@@ -103,8 +101,8 @@ def drain_command(
 
     Example: fleet drain all --wait --yes
     """
-    confirm(f"Drain {worker}? Calls wait or are refused while nobody claims them.", yes)
-    meant = ask(lambda redis: drain(redis, worker, actor=operator()))
+    ask_first(f"Drain {worker}? Calls wait or are refused while nobody claims them.", yes)
+    meant = ask(lambda redis: drain(redis, worker, actor=this_operator()))
     ids = [each.id for each in meant]
     asyncio.run(note_act("fleet.drain", worker, workers=ids))
     idle = ask(lambda redis: wait_until_drained(redis, ids, timeout)) if wait else None
@@ -123,7 +121,7 @@ def resume_command(worker: Which = ALL, json: AsJson = False) -> None:
 
     Example: fleet resume all
     """
-    meant = ask(lambda redis: resume(redis, worker, actor=operator()))
+    meant = ask(lambda redis: resume(redis, worker, actor=this_operator()))
     ids = [each.id for each in meant]
     asyncio.run(note_act("fleet.resume", worker, workers=ids))
     show_json({"resumed": ids}) if json else Console().print(f"{named(ids)} told to go on.")
@@ -180,24 +178,6 @@ def redis_url() -> str:
             f"`fleet up` runs on this machine (now {settings.fleet_home})."
         )
     return url
-
-
-def operator() -> str:
-    """Who gives the order, for the record."""
-    try:
-        return f"cli:{getuser()}"
-    except (KeyError, OSError):  # a container's user may have no name
-        return "cli"
-
-
-def confirm(question: str, yes: bool) -> None:
-    if not yes:
-        typer.confirm(question, abort=True, err=True)
-
-
-def fail(message: str) -> NoReturn:
-    sys.stderr.write(f"{message}\n")
-    raise typer.Exit(1)
 
 
 # -- what is shown ------------------------------------------------------------------------------

@@ -51,6 +51,16 @@ def upstream(backstage: Backstage) -> Iterator[Upstream]:
     standing_in.close()
 
 
+def two_providers(upstream: Upstream) -> dict[str, str]:
+    """Settings with two configured providers; the others are inactive."""
+    return {
+        "ANTHROPIC_API_KEY": ANTHROPIC_KEY,
+        "OPENAI_API_KEY": OPENAI_KEY,
+        "AINFERA_ANTHROPIC_BASE_URL": upstream.anthropic_url,
+        "AINFERA_OPENAI_BASE_URL": upstream.openai_url,
+    }
+
+
 @pytest.fixture(scope="session")
 def stack(
     servers: Servers,
@@ -60,12 +70,7 @@ def stack(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Stack]:
     """The stack with two configured providers; the others are inactive."""
-    changes = {
-        "ANTHROPIC_API_KEY": ANTHROPIC_KEY,
-        "OPENAI_API_KEY": OPENAI_KEY,
-        "AINFERA_ANTHROPIC_BASE_URL": upstream.anthropic_url,
-        "AINFERA_OPENAI_BASE_URL": upstream.openai_url,
-    }
+    changes = two_providers(upstream)
     home = tmp_path_factory.mktemp("stack")
     yield from started_stack(servers, template, backstage, "e2e", 2, home, changes)
 

@@ -11,7 +11,7 @@ import pytest
 
 from shared.embedded import APP_ROLE, Servers, postgres_url
 from tests.e2e.calls import EVERY_DIALECT, call, frames_of
-from tests.e2e.conftest import new_database
+from tests.e2e.conftest import new_database, two_providers
 from tests.e2e.readers import Reader, asking_for, following, whole_events
 from tests.e2e.stack import Stack, free_port, running_stack, wait_until_ready
 from tests.e2e.upstream import Say, Upstream
@@ -35,10 +35,7 @@ def own_stack(
             name = f"crashes_{next(_numbers)}"
             backstage.run(new_database(servers, template, name))
             changes = {
-                "ANTHROPIC_API_KEY": "sk-ant-standin",
-                "OPENAI_API_KEY": "sk-standin",
-                "AINFERA_ANTHROPIC_BASE_URL": upstream.anthropic_url,
-                "AINFERA_OPENAI_BASE_URL": upstream.openai_url,
+                **two_providers(upstream),
                 "REPLAY_SECONDS": "60",
                 "LEASE_SECONDS": "1",
             }

@@ -9,7 +9,7 @@ import pytest
 
 from shared.embedded import Servers
 from tests.e2e.calls import STREAMED_OR_NOT, call
-from tests.e2e.conftest import ANTHROPIC_KEY, OPENAI_KEY, started_stack
+from tests.e2e.conftest import started_stack, two_providers
 from tests.e2e.stack import Stack
 from tests.e2e.test_kept import OVER, WORDS, Ours, charged_once, in_background, key
 from tests.e2e.test_leaving import begin, sent
@@ -29,10 +29,7 @@ def stack(
 ) -> Iterator[Stack]:
     """A stack that may be broken: its own Valkey database, a sweeper that soon drives again."""
     changes = {
-        "ANTHROPIC_API_KEY": ANTHROPIC_KEY,
-        "OPENAI_API_KEY": OPENAI_KEY,
-        "AINFERA_ANTHROPIC_BASE_URL": upstream.anthropic_url,
-        "AINFERA_OPENAI_BASE_URL": upstream.openai_url,
+        **two_providers(upstream),
         "LEASE_SECONDS": "2",
         "REDRIVE_AFTER_SECONDS": "1",
         "ON_DISCONNECT": "drain",
