@@ -262,7 +262,7 @@ async def register(
     if parse_id(body.tenant_id) != caller.tenant:
         not_found()
     refuse_bound(caller)
-    async with session(deps.db) as s:
+    async with session(deps.db, caller.tenant) as s:
         tenant = (
             await s.scalars(select(TenantRow).where(col(TenantRow.id) == caller.tenant))
         ).one()
@@ -293,7 +293,7 @@ async def read_agent(
     agent_id: str, request: Request, caller: Annotated[Caller, Depends(current_caller)]
 ) -> dict[str, Any]:
     """One agent of the caller's tenant."""
-    async with session(get_deps(request).db) as s:
+    async with session(get_deps(request).db, caller.tenant) as s:
         return agent_view(await own_agent(s, agent_id, caller))
 
 
@@ -327,7 +327,7 @@ async def change_spend_policy(
 ) -> dict[str, Any]:
     """Set or lift caps; they hold for the next call, because holds read them in the database."""
     refuse_bound(caller)
-    async with session(get_deps(request).db) as s:
+    async with session(get_deps(request).db, caller.tenant) as s:
         agent = await own_agent(s, agent_id, caller, lock=True)
         before = spend_policy(agent)
         for name in body.model_fields_set:

@@ -33,7 +33,7 @@ async def card(
 ) -> dict[str, Any]:
     """The agent's card, signed now with its own key."""
     deps = get_deps(request)
-    async with session(deps.db) as s:
+    async with session(deps.db, caller.tenant) as s:
         agent = await own_agent(s, agent_id, caller)
     sealer = agent_key_sealer(deps.settings.master_key.get_secret_value())
     payload = card_payload(agent, deps.settings, datetime.now(UTC))

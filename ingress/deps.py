@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from fastapi import Request
 from redis.asyncio import Redis
@@ -46,12 +47,12 @@ def get_deps(request: Request) -> Deps:
 
 
 @asynccontextmanager
-async def session(db: Database) -> AsyncIterator[AsyncSession]:
-    """A database session; what is not committed is rolled back.
+async def session(db: Database, tenant: UUID | None = None) -> AsyncIterator[AsyncSession]:
+    """A database session that acts for `tenant`; what is not committed is rolled back.
 
     Raises `Overloaded` (503, retryable) if Postgres is away or has no room.
     """
-    async with reachable(), db.session() as opened:
+    async with reachable(), db.session(tenant) as opened:
         yield opened
 
 

@@ -72,7 +72,7 @@ async def read_audit(
     limit: Limit = 100,
 ) -> dict[str, Any]:
     """The agent's events after `since_seq`, oldest first, at most 500 of them."""
-    async with session(get_deps(request).db) as s:
+    async with session(get_deps(request).db, caller.tenant) as s:
         agent = await own_agent(s, agent_id, caller)
         events = await events_after(s, agent.id, since_seq, min(limit, MOST_EVENTS))
     return {"agent_id": str(agent.id), "events": [_event(event) for event in events]}
@@ -160,7 +160,7 @@ async def read_receipt(receipt_id: str, request: Request, caller: Mine) -> dict[
         col(ReceiptRow.receipt_id) == parse_id(receipt_id),
         col(ReceiptRow.tenant_id) == caller.tenant,
     )
-    async with session(deps.db) as s:
+    async with session(deps.db, caller.tenant) as s:
         receipt = (await s.scalars(query)).one_or_none()
     if receipt is None:
         not_found()
@@ -195,7 +195,7 @@ async def read_decision(inference_id: str, request: Request, caller: Mine) -> di
         col(RoutingOutcomeRow.inference_id) == parse_id(inference_id),
         col(RoutingOutcomeRow.tenant_id) == caller.tenant,
     )
-    async with session(deps.db) as s:
+    async with session(deps.db, caller.tenant) as s:
         row = (await s.scalars(query)).one_or_none()
     if row is None:
         not_found()

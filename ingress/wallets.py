@@ -54,7 +54,8 @@ async def topup(
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
 ) -> dict[str, Any]:
     """Move money into a wallet; once per `Idempotency-Key`, if there is one."""
-    async with session(get_deps(request).db) as s:
+    tenant = None if caller is None else caller.tenant
+    async with session(get_deps(request).db, tenant) as s:
         agent = await _payee(s, body.agent_id, caller)
         transfer_id = _transfer_id(agent.tenant_id, idempotency_key)
         moved = await _transfer(s, transfer_id, await _wallet(s, agent.id), body.amount_usd)
@@ -116,7 +117,7 @@ async def read_wallet(
     agent_id: str, request: Request, caller: Annotated[Caller, Depends(current_caller)]
 ) -> dict[str, Any]:
     """What the agent has, what running calls hold of it, and what is free."""
-    async with session(get_deps(request).db) as s:
+    async with session(get_deps(request).db, caller.tenant) as s:
         agent = await own_agent(s, agent_id, caller)
         wallet = await _wallet(s, agent.id)
     return {
@@ -135,7 +136,7 @@ async def read_ledger(
     limit: Annotated[int, Query(ge=1)] = 100,
 ) -> dict[str, Any]:
     """The wallet's entries, newest first, at most 500; money that left is negative."""
-    async with session(get_deps(request).db) as s:
+    async with session(get_deps(request).db, caller.tenant) as s:
         agent = await own_agent(s, agent_id, caller)
         wallet = await _wallet(s, agent.id)
         entries = await s.scalars(

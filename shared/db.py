@@ -15,13 +15,16 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from typing import Any, TypeAlias
 from urllib.parse import parse_qs, unquote, urlsplit
+from uuid import UUID
 
 import asyncpg
 import orjson
 from asyncpg.prepared_stmt import PreparedStatement
-from sqlalchemy import Row, text
+from sqlalchemy import Connection as SyncConnection
+from sqlalchemy import Row, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -115,9 +118,15 @@ class Database:
     def engine(self) -> AsyncEngine:
         return self._engine
 
-    def session(self) -> AsyncSession:
-        """A session over the pool; `async with db.session() as s`, and commit what you write."""
-        return AsyncSession(self._engine, expire_on_commit=False)
+    def session(self, tenant: UUID | None = None) -> AsyncSession:
+        """A session over the pool; `async with db.session() as s`, and commit what you write.
+
+        `tenant` is whom its transactions act for: the database knows it as `ainfera.tenant`.
+        """
+        opened = AsyncSession(self._engine, expire_on_commit=False)
+        if tenant is not None:
+            event.listen(opened.sync_session, "after_begin", partial(_act_for, str(tenant)))
+        return opened
 
     async def connect_raw(self, application_name: str = APPLICATION_NAME) -> Connection:
         """A dedicated asyncpg connection in the application's role; the caller closes it."""
@@ -322,6 +331,13 @@ class Committer:
         connection, self._connection, self._statement = self._connection, None, None
         if connection is not None:
             connection.terminate()
+
+
+def _act_for(tenant: str, _session: Any, _transaction: Any, connection: SyncConnection) -> None:
+    """Say whom a transaction acts for; the setting ends with it, so no later user inherits it."""
+    connection.execute(
+        text("SELECT set_config('ainfera.tenant', :tenant, true)"), {"tenant": tenant}
+    )
 
 
 def _plain(value: object) -> str:

@@ -13,6 +13,7 @@ import pytest_asyncio
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection as SyncConnection
+from sqlalchemy import text
 from sqlmodel import select
 
 import migrations
@@ -306,3 +307,18 @@ def test_the_usual_spellings_of_a_url_are_understood(url: str, dsn: str) -> None
 def test_another_database_is_refused_by_name(url: str) -> None:
     with pytest.raises(ValueError, match="DATABASE_URL"):
         driver_dsn(url)
+
+
+async def test_a_session_acts_for_its_tenant_in_each_transaction_and_not_after(
+    settings: Settings,
+) -> None:
+    db = Database(settings)
+    tenant, whom = uuid4(), text("SELECT current_setting('ainfera.tenant', true)")
+    async with db.session(tenant) as session:
+        assert await session.scalar(whom) == str(tenant)
+        await session.commit()
+        assert await session.scalar(whom) == str(tenant)
+    for _ in range(20):  # whichever connection of the pool: nobody inherits the setting
+        async with db.session() as session:
+            assert not await session.scalar(whom)
+    await db.aclose()
