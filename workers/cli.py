@@ -25,6 +25,7 @@ from workers.dead_letters_cli import dead_letters
 from workers.development import new_secrets, say, up
 from workers.keys_cli import keys
 from workers.killswitch_cli import killswitch
+from workers.ledger_cli import ledger
 from workers.terminal import fail, fleet_settings
 
 COMPOSE_PASSWORDS = ("POSTGRES_PASSWORD", "OWNER_PASSWORD", "APP_PASSWORD", "REDIS_PASSWORD")
@@ -46,6 +47,7 @@ main.add_typer(operating.app)
 main.add_typer(dead_letters, name="dead-letters")
 main.add_typer(keys, name="keys")
 main.add_typer(killswitch, name="killswitch")
+main.add_typer(ledger, name="ledger")
 
 
 @main.command("up")
