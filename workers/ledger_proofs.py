@@ -6,7 +6,8 @@ Transfers are folded here from their own two columns, not through the view `ledg
 that a view which was replaced proves nothing.
 """
 
-from shared.domain.books import MOVES, Proof
+from shared.domain.books import Proof
+from shared.domain.ledger import ROUTES, TransferKind
 from workers.ledger_proofs_calls import CALL_PROOFS
 from workers.ledger_proofs_scope import of_day, of_tenant
 
@@ -30,7 +31,12 @@ SELECT {key} AS id, {_DEBITS} AS amount, {_DEBITS} <> {_CREDITS} AS wrong,
 {_ENTRIES}{more}"""
 
 
-_MOVES = ", ".join(f"('{kind}', '{left}', '{entered}')" for kind, (left, entered) in MOVES.items())
+# A kind that is not among them has no rule, and is wrong until somebody has written one.
+_ROUTES = ", ".join(
+    f"('{kind}', '{left}', '{entered}')"
+    for kind, routes in ROUTES.items()
+    for left, entered in sorted(routes)
+)
 
 TRANSFER_PROOFS = (
     Proof(
@@ -92,19 +98,35 @@ SELECT t.id::text AS id, t.amount, d.id IS NULL OR c.id IS NULL
         "Every transfer is between the kinds of accounts that its own kind allows.",
         "transfers",
         f"""
-SELECT t.id::text AS id, t.amount, (d.kind, c.kind) IS DISTINCT FROM (m.debit, m.credit) AS wrong,
+SELECT t.id::text AS id, t.amount, NOT EXISTS (
+         SELECT FROM (VALUES {_ROUTES}) AS r (kind, debit, credit)
+          WHERE (r.kind, r.debit, r.credit) = (t.kind, d.kind, c.kind)) AS wrong,
        format('%s from %s to %s', t.kind, d.kind, c.kind) AS detail
   FROM transfers t
   JOIN accounts d ON d.id = t.debit_account
   JOIN accounts c ON c.id = t.credit_account
-  LEFT JOIN (VALUES {_MOVES}) AS m (kind, debit, credit) ON m.kind = t.kind
- WHERE {of_tenant("t")} AND {of_day("t.created_at")}""",
+ WHERE t.corrects IS NULL AND {of_tenant("t")} AND {of_day("t.created_at")}""",
+    ),
+    Proof(
+        "corrections_go_back_and_no_further",
+        "A correction goes its transfer's way back; all of one take back no more than it moved.",
+        "corrected transfers",
+        f"""
+SELECT c.corrects::text AS id, sum(c.amount) AS amount,
+       count(t.id) < count(*) OR sum(c.amount) > max(t.amount)
+         OR bool_or((c.kind, c.tenant_id, c.debit_account, c.credit_account, c.inference_id)
+                    IS DISTINCT FROM ('{TransferKind.CORRECTION}', t.tenant_id, t.credit_account,
+                                      t.debit_account, t.inference_id)) AS wrong,
+       format('%s moved, %s taken back', max(t.amount), sum(c.amount)) AS detail
+  FROM transfers c LEFT JOIN transfers t ON t.id = c.corrects
+ WHERE c.corrects IS NOT NULL AND {of_tenant("c")}
+ GROUP BY c.corrects""",
     ),
 )
 
 # What a transfer did to each wallet that it touches, with the balance that it says it left.
 _STEPS = f"""
-SELECT w.id AS wallet, e.after, e.moved
+SELECT w.id AS wallet, e.after, e.moved, t.kind, t.corrects
   FROM transfers t
  CROSS JOIN LATERAL (VALUES (t.debit_account, t.debit_balance_after, -t.amount),
                             (t.credit_account, t.credit_balance_after, t.amount))
@@ -186,16 +208,18 @@ SELECT w.id::text AS id, w.spent_today AS amount, w.spent_today <> coalesce(s.sp
         "grants_are_taken_back",
         "Of a grant no more comes back than was given, and what was left once it is over.",
         "wallets with a grant",
-        # usage consumes a grant before anything else
+        # Usage consumes a grant before anything else. A grant that was corrected was not given;
+        # what is corrected of usage once the grant is over is the agent's to keep.
         f"""
 SELECT w.id::text AS id, g.granted AS amount, g.returned > g.granted
-         OR w.grant_expires_at IS NULL AND g.granted > g.returned + g.used AS wrong,
+         OR w.grant_expires_at IS NULL AND g.granted - g.mistaken > g.returned + g.used AS wrong,
        format('granted %s, used %s, taken back %s, over at %s', g.granted, g.used, g.returned,
               w.grant_expires_at) AS detail
   FROM (SELECT s.wallet, coalesce(sum(s.moved) FILTER (WHERE s.kind = 'grant'), 0) AS granted,
                coalesce(sum(-s.moved) FILTER (WHERE s.kind = 'grant_return'), 0) AS returned,
-               coalesce(sum(-s.moved) FILTER (WHERE s.kind = 'usage'), 0) AS used
-          FROM ({_STEPS.replace("e.moved", "e.moved, t.kind")}) s
+               coalesce(sum(-s.moved) FILTER (WHERE s.kind IN ('usage', 'margin')), 0) AS used,
+               coalesce(sum(-s.moved) FILTER (WHERE o.kind = 'grant'), 0) AS mistaken
+          FROM ({_STEPS}) s LEFT JOIN transfers o ON o.id = s.corrects
          GROUP BY s.wallet HAVING bool_or(s.kind IN ('grant', 'grant_return'))) g
   JOIN accounts w ON w.id = g.wallet""",
     ),
@@ -224,6 +248,21 @@ SELECT format('%s %s', a.id, d.day) AS id, d.spent AS amount, d.spent > a.daily_
   JOIN accounts w ON w.id = d.wallet
   JOIN agents a ON a.id = w.agent_id
  WHERE a.daily_cap_usd IS NOT NULL""",
+        informs=True,
+    ),
+    Proof(
+        "days_within_the_tenants_cap",
+        "No tenant has spent more in a day (UTC) than the daily cap that it has now.",
+        "days of tenants",
+        f"""
+SELECT format('%s %s', n.id, d.day) AS id, d.spent AS amount, d.spent > n.daily_cap_usd AS wrong,
+       format('spent %s, the cap is %s now', d.spent, n.daily_cap_usd) AS detail
+  FROM (SELECT t.tenant_id, (t.created_at AT TIME ZONE 'UTC')::date AS day, sum(t.amount) AS spent
+          FROM transfers t
+         WHERE t.kind = 'usage' AND {of_tenant("t")} AND {of_day("t.created_at")}
+         GROUP BY 1, 2) d
+  JOIN tenants n ON n.id = d.tenant_id
+ WHERE n.daily_cap_usd IS NOT NULL""",
         informs=True,
     ),
 )

@@ -1,4 +1,4 @@
-"""Books that are proved: what a proof is, what it found, and what may move between which accounts.
+"""Books that are proved: what a proof is and what it found; and trial balances.
 
 A `Proof` is a question to the tables alone, with no word of the application between: its `sql`
 lists all that it looks at, one row each, and says of each row whether it is wrong. Nothing that
@@ -8,23 +8,13 @@ Amounts are `Decimal` US dollars. In a trial balance `debits` is what left an ac
 what entered it; its balance is credits less debits, so a wallet's is what its agent may spend.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from uuid import UUID
 
-from shared.domain.ledger import ZERO, AccountKind, TransferKind
-
-# The kinds of the accounts that a transfer of a kind leaves and enters. A kind that is not named
-# here has no rule, and a transfer of it is wrong until somebody has written one.
-MOVES: Mapping[str, tuple[str, str]] = {
-    TransferKind.USAGE: (AccountKind.WALLET, AccountKind.USAGE),
-    TransferKind.GRANT: (AccountKind.GRANTS, AccountKind.WALLET),
-    TransferKind.GRANT_RETURN: (AccountKind.WALLET, AccountKind.GRANTS),
-    TransferKind.TOPUP: (AccountKind.TOPUPS, AccountKind.WALLET),
-    TransferKind.WRITEOFF: (AccountKind.LOSSES, AccountKind.USAGE),
-}
+from shared.domain.ledger import ZERO
 
 
 @dataclass(frozen=True, slots=True)

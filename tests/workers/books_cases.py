@@ -53,6 +53,15 @@ async def ended(db: Connection, agent: Agent, held: str, charge: str, **changes:
     return UUID(item["inference_id"])
 
 
+async def correct(db: Connection, inference: UUID, amount: str) -> None:
+    """Give back something of what a call was charged."""
+    usage = await db.fetchval(
+        "SELECT id FROM transfers WHERE inference_id = $1 AND kind = 'usage'", inference
+    )
+    done = "SELECT result FROM correct_transfer($1, $2, $3)"
+    assert await db.fetchval(done, uuid4(), usage, Decimal(amount)) == "CREATED"
+
+
 async def keep_books(db: Connection) -> Books:
     """Write them through the product's own functions."""
     agent = await new_agent(db, "50", per_call="5", daily="40")
@@ -61,7 +70,10 @@ async def keep_books(db: Connection) -> Books:
     await grant(db, other, "2", -timedelta(minutes=1))
     await ended(db, other, "1", "0.75")
     await db.execute("SELECT expire_grants()")
+    await db.execute("SELECT set_tenant_cap($1, 45)", UUID(agent.tenant_id))
     charged = await ended(db, agent, "2", "1.25")
+    await correct(db, charged, "0.25")
+    await correct(db, charged, "0.5")
     dearer = await ended(db, agent, "1", "1.5")
     passthrough = await ended(db, agent, "1", "0.000000001", routed=False)
     free = await ended(db, agent, "1", "0")

@@ -30,7 +30,9 @@ UNGUARDED = (
     "ALTER TABLE transfers DISABLE TRIGGER append_only",
     "ALTER TABLE receipts DISABLE TRIGGER append_only",
     "ALTER TABLE routing_outcomes DISABLE TRIGGER append_only",
-    "ALTER TABLE transfers DROP CONSTRAINT transfers_inference_id_kind_key",
+    "ALTER TABLE transfers DISABLE TRIGGER correction_fits",
+    "DROP INDEX transfers_inference_id_kind_key",
+    "ALTER TABLE transfers DROP CONSTRAINT transfers_corrects_check",
     "ALTER TABLE transfers DROP CONSTRAINT transfers_kind_check",
     "ALTER TABLE transfers DROP CONSTRAINT transfers_amount_check",
     "ALTER TABLE receipts DROP CONSTRAINT receipts_inference_id_key",
@@ -55,7 +57,7 @@ NEW = "gen_random_uuid()"
 PLANTED: dict[str, tuple[str, set[str]]] = {
     "a transfer to nobody": (
         "UPDATE transfers SET credit_account = '{nobody}' "
-        "WHERE inference_id = '{charged}' AND kind = 'usage'",
+        "WHERE inference_id = '{dearer}' AND kind = 'usage'",
         {*BALANCES, OF_A_CALL, "transfers_stay_with_their_tenant"},
     ),
     "a transfer in another tenant's name": (
@@ -79,8 +81,25 @@ PLANTED: dict[str, tuple[str, set[str]]] = {
     ),
     "usage that goes to the grants": (
         "UPDATE transfers SET credit_account = '00000000-0000-0000-0000-000000000002' "
-        "WHERE inference_id = '{charged}'",
+        "WHERE inference_id = '{dearer}' AND kind = 'usage'",
         {"transfers_are_of_allowed_kinds"},
+    ),
+    "a correction of more than there was": (
+        "UPDATE transfers SET amount = 0.6 WHERE inference_id = '{charged}' AND kind = 'usage'",
+        {
+            *("corrections_go_back_and_no_further", "balances_are_folds"),
+            *("running_balances_are_one_path", "spent_today_is_settled"),
+            *("settled_is_what_was_charged", "receipts_are_what_was_settled"),
+        },
+    ),
+    "a correction of nothing": (
+        "UPDATE transfers SET corrects = '{nobody}' WHERE corrects IS NOT NULL AND amount = 0.5",
+        {"corrections_go_back_and_no_further"},
+    ),
+    "a correction that goes elsewhere": (
+        "UPDATE transfers SET debit_account = '00000000-0000-0000-0000-000000000005' "
+        "WHERE corrects IS NOT NULL AND amount = 0.5",
+        {"corrections_go_back_and_no_further"},
     ),
     "a richer wallet": (
         "UPDATE accounts SET balance = balance + 1 WHERE id = '{agent.wallet_id}'",
@@ -189,7 +208,7 @@ PLANTED: dict[str, tuple[str, set[str]]] = {
         {"settled_is_what_was_charged"},
     ),
     "a call charged twice": (
-        copied("transfers", "charged", "'id'", NEW),
+        copied("transfers", "passthrough", "'id'", NEW),
         {
             *("one_transfer_of_a_kind", "settled_is_what_was_charged"),
             *("receipts_are_what_was_settled", "balances_are_folds", "spent_today_is_settled"),
@@ -236,7 +255,7 @@ PLANTED: dict[str, tuple[str, set[str]]] = {
         {"routed_calls_are_captured_once"},
     ),
     "a capture of a call that runs": (
-        copied("routing_outcomes", "free", "'inference_id'", "'{pending}'"),
+        copied("routing_outcomes", "expired", "'inference_id'", "'{pending}'"),
         {"routed_calls_are_captured_once"},
     ),
     "a call that is lost": (
@@ -246,6 +265,10 @@ PLANTED: dict[str, tuple[str, set[str]]] = {
     "a cap that was lowered": (
         "UPDATE agents SET daily_cap_usd = 1 WHERE id = '{agent.agent_id}'",
         {"days_within_the_daily_cap"},
+    ),
+    "a tenant's cap that was lowered": (
+        "UPDATE tenants SET daily_cap_usd = 1 WHERE id = '{agent.tenant_id}'",
+        {"days_within_the_tenants_cap"},
     ),
     "a cap per call that was lowered": (
         "UPDATE agents SET per_call_cap_usd = 1.2 WHERE id = '{agent.agent_id}'",
@@ -301,8 +324,8 @@ async def test_books_in_order_are_proved(app: Connection, books: Books) -> None:
     assert seen["balances_are_folds"][0] == 2
     assert seen["debits_equal_credits_per_inference"][0] == 4
     assert seen["holds_end_in_time"][0] == 1
-    # 2 top-ups, 2 grants, 1 of them back, and what 4 calls cost, one of them half a dollar dearer
-    assert str(seen["debits_equal_credits"][1]) == "79.750000001"
+    # 2 top-ups, 2 grants, one of them back but for 0.75, what 4 calls cost, what was corrected
+    assert str(seen["debits_equal_credits"][1]) == "80.500000001"
 
 
 def test_every_proof_has_something_planted_for_it() -> None:
