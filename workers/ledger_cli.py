@@ -12,12 +12,10 @@ from uuid import UUID
 import typer
 from rich.console import Console
 from rich.status import Status
-from rich.table import Table
 
 from shared.db import APPLICATION_NAME, Connection, Database
 from shared.domain.books import (
     TRIAL_HEADINGS,
-    Proof,
     Proved,
     Scope,
     TrialLine,
@@ -28,6 +26,9 @@ from shared.preflight import check_postgres
 from workers.development import say
 from workers.ledger_check import prove, trial_balance
 from workers.terminal import AsJson, fail, fleet_settings, run, say_json
+
+# the columns of a trial balance that are words; the others are amounts
+WORDS = 3
 
 ledger = typer.Typer(
     no_args_is_help=True, help="Money: prove that none of it drifted, and read trial balances."
@@ -118,7 +119,7 @@ async def _connected() -> AsyncIterator[Connection]:
 async def _proved(scope: Scope) -> list[Proved]:
     async with _connected() as connection:
         with Status("", console=Console(stderr=True)) as status:
-            return await prove(connection, scope, lambda proof: status.update(_asking(proof)))
+            return await prove(connection, scope, lambda proof: status.update(proof.sentence))
 
 
 async def _shown(show: Any, scope: Scope, inference: UUID | None) -> TrialTotals:
@@ -128,10 +129,6 @@ async def _shown(show: Any, scope: Scope, inference: UUID | None) -> TrialTotals
 
 
 # -- what is shown ------------------------------------------------------------------------------
-
-
-def _asking(proof: Proof) -> str:
-    return f"{proof.sentence}"
 
 
 def _say_proved(proved: Proved) -> None:
@@ -183,14 +180,18 @@ async def _json(lines: AsyncIterator[TrialLine]) -> TrialTotals:
 
 
 async def _table(lines: AsyncIterator[TrialLine]) -> TrialTotals:
-    totals, table = TrialTotals(), Table(box=None, pad_edge=False, show_footer=True)
-    found = []
+    """Amounts below each other, ids whole, whatever the width of the terminal."""
+    totals = TrialTotals()
+    found: list[tuple[str, ...]] = [TRIAL_HEADINGS]
     async for line in lines:
         totals.add(line)
-        found.append(line)
-    for n, (heading, footer) in enumerate(zip(TRIAL_HEADINGS, totals.line().cells(), strict=True)):
-        table.add_column(heading, footer, justify="right" if n > 2 else "left", overflow="fold")
-    for line in found:
-        table.add_row(*line.cells())
-    Console().print(table)
+        found.append(line.cells())
+    found.append(totals.line().cells())
+    widths = [max(map(len, column)) for column in zip(*found, strict=True)]
+    for row in found:
+        cells = [
+            f"{cell:<{width}}" if n < WORDS else f"{cell:>{width}}"
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        say("  ".join(cells).rstrip())
     return totals

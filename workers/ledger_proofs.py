@@ -211,14 +211,15 @@ SELECT w.id::text AS id, w.spent_today AS amount, w.spent_today <> coalesce(s.sp
         # Usage consumes a grant before anything else. A grant that was corrected was not given;
         # what is corrected of usage once the grant is over is the agent's to keep.
         f"""
-SELECT w.id::text AS id, g.granted AS amount, g.returned > g.granted
+SELECT w.id::text AS id, g.granted AS amount, g.returned - g.given_back > g.granted
          OR w.grant_expires_at IS NULL AND g.granted - g.mistaken > g.returned + g.used AS wrong,
        format('granted %s, used %s, taken back %s, over at %s', g.granted, g.used, g.returned,
               w.grant_expires_at) AS detail
   FROM (SELECT s.wallet, coalesce(sum(s.moved) FILTER (WHERE s.kind = 'grant'), 0) AS granted,
                coalesce(sum(-s.moved) FILTER (WHERE s.kind = 'grant_return'), 0) AS returned,
                coalesce(sum(-s.moved) FILTER (WHERE s.kind IN ('usage', 'margin')), 0) AS used,
-               coalesce(sum(-s.moved) FILTER (WHERE o.kind = 'grant'), 0) AS mistaken
+               coalesce(sum(-s.moved) FILTER (WHERE o.kind = 'grant'), 0) AS mistaken,
+               coalesce(sum(s.moved) FILTER (WHERE o.kind = 'grant_return'), 0) AS given_back
           FROM ({_STEPS}) s LEFT JOIN transfers o ON o.id = s.corrects
          GROUP BY s.wallet HAVING bool_or(s.kind IN ('grant', 'grant_return'))) g
   JOIN accounts w ON w.id = g.wallet""",
