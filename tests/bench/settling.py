@@ -77,18 +77,21 @@ class Run:
 async def one_by_one(url: str, connections: int) -> AsyncIterator[Submit]:
     """A statement for each call, over so many connections."""
     async with AsyncExitStack() as stack:
-        free: asyncio.Queue[Connection] = asyncio.Queue()
+        free: list[Connection] = []
+        turn = asyncio.Semaphore(connections)
         for _ in range(connections):
             connection = await connect(url, APP_ROLE, "bench")
             stack.push_async_callback(connection.close)
-            free.put_nowait(connection)
+            free.append(connection)
 
         async def submit(function: str, item: dict[str, Any]) -> str:
-            connection = await free.get()
-            try:
-                return (await results(connection, function, item))[0]
-            finally:
-                free.put_nowait(connection)
+            # in the order of asking
+            async with turn:
+                connection = free.pop()
+                try:
+                    return (await results(connection, function, item))[0]
+                finally:
+                    free.append(connection)
 
         yield submit
 
@@ -192,7 +195,8 @@ async def compare(url: str, options: argparse.Namespace) -> bool:
     await db.close()
     holds = f"{sum(each.holds for each in proved)} of {len(proved)} proofs hold afterwards"
     sys.stdout.write(
-        f"{aligned(table)}\n\nPostgres {version}, fsync {synced[0]}, synchronous_commit {synced[1]}; "
+        f"{aligned(table)}\n\n"
+        f"Postgres {version}, fsync {synced[0]}, synchronous_commit {synced[1]}; "
         f"{options.tasks} tasks, one by one over {options.connections} connections, batched by "
         f"{options.workers} workers' committers; {holds}.\n"
     )
