@@ -14,7 +14,7 @@ from tests.bench.counting import CountedStack, Counts, counted_stack
 from tests.bench.stack import Stores, running_provider
 from tests.bench.targets import Wire
 
-CALLS = 7
+CALLS = 15
 ROUTED = "ainfera-inference"
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
