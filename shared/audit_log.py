@@ -143,6 +143,15 @@ async def leaf_of(s: AsyncSession, agent_id: UUID, seq: int) -> AuditLeafRow | N
 async def stored(s: AsyncSession, places: Iterable[Place]) -> dict[Place, bytes]:
     """The hashes of complete subtrees. Raises `LogDamaged` unless all are there."""
     wanted = set(places)
+    found = await find_stored(s, wanted)
+    if missing := wanted - found.keys():
+        raise LogDamaged(f"the log has lost {len(missing)} of its hashes")
+    return found
+
+
+async def find_stored(s: AsyncSession, places: Iterable[Place]) -> dict[Place, bytes]:
+    """Those of the hashes that are there."""
+    wanted = set(places)
     inner = sorted(place for place in wanted if place[0] > 0)
     bound = {
         "leaves": [index for level, index in wanted if level == 0],
@@ -150,10 +159,7 @@ async def stored(s: AsyncSession, places: Iterable[Place]) -> dict[Place, bytes]
         "indexes": [index for _, index in inner],
     }
     rows = await s.execute(_HASHES, bound)
-    found: dict[Place, bytes] = {(level, index): bytes(hashed) for level, index, hashed in rows}
-    if missing := wanted - found.keys():
-        raise LogDamaged(f"the log has lost {len(missing)} of its hashes")
-    return found
+    return {(level, index): bytes(hashed) for level, index, hashed in rows}
 
 
 async def root_at(s: AsyncSession, size: int) -> bytes:

@@ -2,8 +2,8 @@
 
 Events are gathered by agent, behind the last one that the log has: numbers in a chain are dense
 and its head is written in the same transaction as its events, so one that commits late cannot be
-passed over, whatever its time or id. A round is one transaction under an advisory lock: leaves,
-subtrees, checkpoint. A worker that is killed leaves all of it or nothing.
+passed over for good, whatever its time or id. A round is one transaction under an advisory lock:
+leaves, subtrees, checkpoint. A worker that is killed leaves all of it or nothing.
 
 Before it signs, it looks back. A log must never sign two histories ("A log MUST not sign any
 checkpoint which is inconsistent with any checkpoint it previously signed",
@@ -50,15 +50,13 @@ log = logging.getLogger(__name__)
 LOG_LOCK = 0x6175646974
 EVENTS_AT_ONCE = 10_000
 EXPORTED_AT_ONCE = 500
+# Every so many rounds, and in the first, all chains are looked at; in the others those with an
+# event of the last seconds, which costs nothing while nothing happens.
+ROUNDS_TO_ALL = 12
+RECENT_S = 15.0
 
 _TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(:key)")
-_MOVED = text(
-    """
-WITH moved AS MATERIALIZED (
-  SELECT h.agent_id, h.seq AS head, coalesce(l.seq, 0) AS logged
-    FROM audit_heads h LEFT JOIN audit_logged l ON l.agent_id = h.agent_id
-   WHERE h.seq > coalesce(l.seq, 0)
-   ORDER BY h.agent_id LIMIT :most)
+_TAKE = """
 SELECT m.agent_id, m.logged, e.seq, e.event_hash
   FROM moved m LEFT JOIN LATERAL (
     SELECT v.seq, v.event_hash FROM audit_events v
@@ -66,6 +64,24 @@ SELECT m.agent_id, m.logged, e.seq, e.event_hash
      ORDER BY v.seq LIMIT :most) e ON true
  ORDER BY m.agent_id, e.seq
  LIMIT :most
+"""
+_MOVED = """
+moved AS MATERIALIZED (
+  SELECT h.agent_id, h.seq AS head, coalesce(l.seq, 0) AS logged
+    FROM {heads} h LEFT JOIN audit_logged l ON l.agent_id = h.agent_id
+   WHERE h.seq > coalesce(l.seq, 0)
+   ORDER BY h.agent_id LIMIT :most)
+"""
+# All heads are compared with what is logged: complete, and a join over all agents.
+_OF_ALL = text(f"WITH {_MOVED.format(heads='audit_heads')} {_TAKE}")
+# Only chains with a recent event are looked at; what commits late is left for the other.
+_OF_RECENT = text(
+    f"""
+WITH near AS MATERIALIZED (
+  SELECT DISTINCT agent_id FROM audit_events
+   WHERE created_at > now() - make_interval(secs => :recent)),
+heads AS (SELECT h.* FROM near n JOIN audit_heads h ON h.agent_id = n.agent_id),
+{_MOVED.format(heads="heads")} {_TAKE}
 """
 )
 _ADD_LEAVES = text(
@@ -118,6 +134,7 @@ class Checkpointer:
         self._signed: str | None = None
         self._differs: ExportDiffers | None = None
         self._turn = asyncio.Lock()
+        self._rounds = 0
 
     async def round(self) -> int:
         """Take in all new events, sign, export. Returns how many events were taken in.
@@ -136,6 +153,7 @@ class Checkpointer:
                     taken += got
                     if got < EVENTS_AT_ONCE:
                         break
+                self._rounds += 1
                 await self._export_all()
             except ExportFailed as error:
                 # what was exported is not known, so it is not known what may be signed
@@ -157,7 +175,7 @@ class Checkpointer:
             key = self._key or await log_key(s, self._settings)
             head, edge = await self._head(s, key.verifier)
             await _look_back(s, key.verifier, head, signed_before)
-            events = await _gather(s)
+            events = await _gather(s, of_all=self._rounds % ROUNDS_TO_ALL == 0)
             note = await _extend(s, key, head, edge, events) if events else None
             await s.commit()
         self._key, self._signed = key, note or self._signed
@@ -238,9 +256,13 @@ def _size(note: str) -> int:
     return int(note.split("\n", 2)[1])
 
 
-async def _gather(s: AsyncSession) -> list[Event]:
-    """Events that the log does not have, by agent and number: no chain's with a hole in it."""
-    rows = (await s.execute(_MOVED, {"most": EVENTS_AT_ONCE})).all()
+async def _gather(s: AsyncSession, *, of_all: bool) -> list[Event]:
+    """Events that the log does not have, by agent and number, each chain's up to a hole in it."""
+    most = {"most": EVENTS_AT_ONCE}
+    query = (
+        s.execute(_OF_ALL, most) if of_all else s.execute(_OF_RECENT, most | {"recent": RECENT_S})
+    )
+    rows = (await query).all()
     events: list[Event] = []
     come_to: dict[UUID, int] = {}
     broken: set[UUID] = set()

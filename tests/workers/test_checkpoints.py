@@ -1,15 +1,10 @@
 """The log's one writer: complete, in one transaction, never two histories, and exported."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator
 
-import asyncpg
 import orjson
 import pytest
 import pytest_asyncio
-from prometheus_client import CollectorRegistry
-from sqlalchemy import text
 
 from shared.audit_log import consistency_proof, inclusion_proof, leaf_of, newest_checkpoint
 from shared.config import Settings
@@ -19,10 +14,8 @@ from shared.domain.checkpoint import entry, open_note
 from shared.domain.merkle import leaf_hash, verify_consistency, verify_inclusion
 from shared.log_key import check_signature, log_key
 from shared.metrics import FLEET
-from workers import checkpoints
-from workers.checkpoints import LOG_LOCK, Checkpointer
-from workers.exports import FileExport, read_exported
 from tests.workers.ledger_cases import Agent, new_agent
+from workers.checkpoints import Checkpointer
 
 APPEND = "SELECT append_audit($1::jsonb)"
 
@@ -77,9 +70,10 @@ async def test_every_event_gets_a_place_under_a_signed_head(
             for seq in range(1, events + 1):
                 event_hash = await app.fetchval(
                     "SELECT event_hash FROM audit_events WHERE agent_id = $1::uuid AND seq = $2",
-                    agent.agent_id, seq,
+                    agent.agent_id,
+                    seq,
                 )
-                leaf = await leaf_of(s, agent.agent_id, seq)
+                leaf = await leaf_of(s, UUID(agent.agent_id), seq)
                 assert leaf is not None
                 assert leaf.leaf_hash == leaf_hash(entry(agent.agent_id, seq, event_hash))
                 proof = await inclusion_proof(s, leaf.index, head.size)
