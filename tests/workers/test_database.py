@@ -18,6 +18,7 @@ from sqlmodel import select
 
 import migrations
 from migrations.run import MIGRATION_LOCK
+from shared.audit_log import AuditLeafRow
 from shared.config import Settings
 from shared.db import APP_ROLE, Connection, Database, connect, driver_dsn, owner_engine
 from shared.dead_letters import DeadLetterRow
@@ -30,9 +31,12 @@ from tests.workers.ledger_cases import call, ending, hold, new_agent
 from tests.workers.letter_cases import burial
 
 CHANGES = ("UPDATE {} SET created_at = now()", "DELETE FROM {}", "TRUNCATE {}")
-APPEND_ONLY = ("transfers", "routing_outcomes", "receipts", "audit_events")
+APPEND_ONLY = (
+    *("transfers", "routing_outcomes", "receipts", "audit_events"),
+    *("audit_log_keys", "audit_checkpoints"),
+)
 # nouns whose tables are declared where their effects are
-ELSEWHERE = (DeadLetterRow, KeptCallRow, KillswitchRow, OperatorEventRow)
+ELSEWHERE = (AuditLeafRow, DeadLetterRow, KeptCallRow, KillswitchRow, OperatorEventRow)
 SEAL_BROKEN = asyncpg.RestrictViolationError
 
 
