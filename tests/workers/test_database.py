@@ -31,10 +31,7 @@ from tests.workers.ledger_cases import call, ending, hold, new_agent
 from tests.workers.letter_cases import burial
 
 CHANGES = ("UPDATE {} SET created_at = now()", "DELETE FROM {}", "TRUNCATE {}")
-APPEND_ONLY = (
-    *("transfers", "routing_outcomes", "receipts", "audit_events"),
-    *("audit_log_keys", "audit_checkpoints"),
-)
+APPEND_ONLY = ("transfers", "routing_outcomes", "receipts", "audit_events")
 # nouns whose tables are declared where their effects are
 ELSEWHERE = (AuditLeafRow, DeadLetterRow, KeptCallRow, KillswitchRow, OperatorEventRow)
 SEAL_BROKEN = asyncpg.RestrictViolationError
