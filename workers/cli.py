@@ -21,6 +21,7 @@ from shared.fleet import list_workers
 from shared.preflight import check_postgres, check_valkey, refusal
 from shared.valkey import open_valkey
 from workers import operating
+from workers.audit_cli import audit
 from workers.caps_cli import caps
 from workers.corrections_cli import corrections
 from workers.dead_letters_cli import dead_letters
@@ -46,6 +47,7 @@ main = typer.Typer(
 )
 
 main.add_typer(operating.app)
+main.add_typer(audit, name="audit")
 main.add_typer(dead_letters, name="dead-letters")
 main.add_typer(caps, name="caps")
 main.add_typer(corrections, name="corrections")
