@@ -25,6 +25,7 @@ async def new_agent(
     funds: str = "10",
     per_call: str | None = None,
     daily: str | None = None,
+    *,
     tenant_of: Agent | None = None,
 ) -> Agent:
     """A tenant, or another agent's, with one more agent and a wallet that was topped up."""

@@ -205,7 +205,7 @@ async def test_the_database_and_the_rule_agree(
     for per_call, daily in limits:
         told = [None if limit is None else plain(limit) for limit in (per_call, daily)]
         first = models[0].agent if models else None
-        agent = await new_agent(ledger_db, "6", told[0], told[1], first)
+        agent = await new_agent(ledger_db, "6", told[0], told[1], tenant_of=first)
         models.append(Model(agent, Wallet(Decimal(6)), Caps(per_call, daily), whole))
     await cap_tenant(ledger_db, models[0].agent, None if whole is None else plain(whole))
     for step, batch in story:
