@@ -17,8 +17,10 @@ from ingress import (
     events,
     inference,
     inferences,
+    ledger,
     operations,
     reads,
+    usage,
     wallets,
 )
 from ingress.answers import failure_response
@@ -53,7 +55,7 @@ DIALECT_OF_PATH = {
 # What no provider call may take is not slow but lost.
 LOST_AFTER_S = 30.0
 ROUTERS = (
-    *(inference, inferences, events, discovery, agents, wallets, reads),
+    *(inference, inferences, events, discovery, agents, wallets, ledger, usage, reads),
     *(operations, dead_letters),
 )
 

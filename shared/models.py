@@ -29,6 +29,7 @@ METADATA = SQLModel.metadata
 EMPTY: Any = text("'{}'")
 NEW_ID: Any = text("new_id()")
 HANDLE_KEY = "agents_canonical_uri_key"
+ENDED: Any = text("settled_at IS NOT NULL")
 
 
 def money(*, optional: bool = False, default: int | None = None) -> Any:
@@ -197,8 +198,8 @@ class InferenceRow(SQLModel, table=True):
 
     __tablename__ = "inferences"
     __table_args__ = (
-        Index("inferences_agent_id_idx", "agent_id", "created_at"),
-        Index("inferences_tenant_id_idx", "tenant_id", "created_at"),
+        Index("inferences_agent_id_idx", "agent_id", "settled_at", postgresql_where=ENDED),
+        Index("inferences_tenant_id_idx", "tenant_id", "settled_at", postgresql_where=ENDED),
         Index(
             "inferences_hold_expires_at_idx",
             "hold_expires_at",
@@ -229,6 +230,14 @@ class RoutingOutcomeRow(SQLModel, table=True):
     __table_args__ = (
         Index("routing_outcomes_agent_id_idx", "agent_id", "created_at"),
         Index("routing_outcomes_tenant_id_idx", "tenant_id", "created_at"),
+        Index(
+            "routing_outcomes_exceptions_idx",
+            "tenant_id",
+            "created_at",
+            postgresql_where=text(
+                "outcome_status <> 'succeeded'::text OR fallback_chain <> '[]'::jsonb"
+            ),
+        ),
     )
 
     inference_id: UUID = Field(primary_key=True)
@@ -295,7 +304,18 @@ class AuditEventRow(SQLModel, table=True):
     """Append-only. `payload` is the canonical JSON text that was hashed."""
 
     __tablename__ = "audit_events"
-    __table_args__ = (Index("audit_events_created_at_idx", "created_at"),)
+    __table_args__ = (
+        Index("audit_events_created_at_idx", "created_at"),
+        Index(
+            "audit_events_failures_idx",
+            "tenant_id",
+            "created_at",
+            postgresql_where=text(
+                "event_type = ANY (ARRAY['provider.failed'::text,"
+                " 'inference.rejected_cap_violation'::text])"
+            ),
+        ),
+    )
 
     id: UUID = Field(sa_column_kwargs={"server_default": NEW_ID})
     agent_id: UUID = Field(primary_key=True)

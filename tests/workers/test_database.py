@@ -23,7 +23,7 @@ from shared.db import APP_ROLE, Connection, Database, connect, driver_dsn, owner
 from shared.dead_letters import DeadLetterRow
 from shared.domain.ledger import USAGE_ACCOUNT, AccountKind
 from shared.kept import KeptCallRow
-from shared.killswitch import KillswitchRow
+from shared.killswitch import KillswitchCallRow, KillswitchRow, KillswitchThresholdRow
 from shared.models import METADATA, AccountRow, LedgerEntryRow
 from shared.operators import OperatorEventRow
 from tests.workers.ledger_cases import call, ending, hold, new_agent
@@ -32,7 +32,10 @@ from tests.workers.letter_cases import burial
 CHANGES = ("UPDATE {} SET created_at = now()", "DELETE FROM {}", "TRUNCATE {}")
 APPEND_ONLY = ("transfers", "routing_outcomes", "receipts", "audit_events")
 # nouns whose tables are declared where their effects are
-ELSEWHERE = (DeadLetterRow, KeptCallRow, KillswitchRow, OperatorEventRow)
+ELSEWHERE = (
+    *(DeadLetterRow, KeptCallRow, OperatorEventRow),
+    *(KillswitchCallRow, KillswitchRow, KillswitchThresholdRow),
+)
 SEAL_BROKEN = asyncpg.RestrictViolationError
 
 
