@@ -12,11 +12,13 @@ from starlette.responses import Response
 
 from ingress import (
     agents,
+    attributions,
     dead_letters,
     discovery,
     events,
     inference,
     inferences,
+    killswitches,
     ledger,
     operations,
     reads,
@@ -55,8 +57,9 @@ DIALECT_OF_PATH = {
 # What no provider call may take is not slow but lost.
 LOST_AFTER_S = 30.0
 ROUTERS = (
-    *(inference, inferences, events, discovery, agents, wallets, ledger, usage, reads),
-    *(operations, dead_letters),
+    *(inference, inferences, events, discovery, agents, wallets, ledger, usage),
+    *(attributions, reads),
+    *(operations, dead_letters, killswitches),
 )
 
 

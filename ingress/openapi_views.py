@@ -35,7 +35,15 @@ _PURSE: Schema = {
     "held_usd": _USD,
 }
 
+
+def _sums(noun: str, name: str) -> Schema:
+    row = _thing({name: _TEXT, **_SPENT, "first_at": _MOMENT, "last_at": _MOMENT})
+    return _thing({noun: _list(row)})
+
+
 COMPONENTS: Schema = {
+    "UsageBySession": _sums("sessions", "session_id"),
+    "UsageByParentAgent": _sums("parent_agents", "parent_agent_id"),
     "UsageDaily": _thing(
         {
             "days": _list(

@@ -21,6 +21,7 @@ from sqlmodel import Field, SQLModel, col
 
 from shared.control import KILLSWITCH
 from shared.db import TRANSIENT, Database
+from shared.domain.spending import ALL
 from shared.errors import KillswitchEngaged
 from shared.metrics import KILLSWITCH_ENGAGED
 from shared.models import NEW_ID, moment, money
@@ -28,7 +29,6 @@ from shared.operators import record_act
 
 log = logging.getLogger(__name__)
 
-ALL = "all"
 READ_AGAIN_S = 0.5
 _ENGAGED = text("released_at IS NULL")
 _NOTE_CALLS = text(

@@ -14,8 +14,9 @@ from typer.testing import Result
 
 from ingress.deps import Deps
 from shared.control import CONTROL_CHANNEL
+from shared.domain.spending import ALL
 from shared.errors import KillswitchEngaged
-from shared.killswitch import ALL, Killswitch, engage, engaged_switches, release
+from shared.killswitch import Killswitch, engage, engaged_switches, release
 from tests.ingress.conftest import OpenApp, SignUp
 from tests.test_cli import fleet
 
