@@ -24,6 +24,7 @@ from shared.dead_letters import DeadLetterRow
 from shared.domain.ledger import PROVIDER_COST_ACCOUNT, AccountKind
 from shared.kept import KeptCallRow
 from shared.killswitch import KillswitchCallRow, KillswitchRow, KillswitchThresholdRow
+from shared.master_key import MasterKeyProofRow
 from shared.models import METADATA, AccountRow, LedgerEntryRow
 from shared.operators import OperatorEventRow
 from tests.workers.ledger_cases import call, ending, hold, new_agent
@@ -33,7 +34,7 @@ CHANGES = ("UPDATE {} SET created_at = now()", "DELETE FROM {}", "TRUNCATE {}")
 APPEND_ONLY = ("transfers", "routing_outcomes", "receipts", "audit_events")
 # nouns whose tables are declared where their effects are
 ELSEWHERE = (
-    *(DeadLetterRow, KeptCallRow, OperatorEventRow),
+    *(DeadLetterRow, KeptCallRow, MasterKeyProofRow, OperatorEventRow),
     *(KillswitchCallRow, KillswitchRow, KillswitchThresholdRow),
 )
 SEAL_BROKEN = asyncpg.RestrictViolationError
