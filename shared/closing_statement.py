@@ -39,7 +39,8 @@ CSV_HEADER = (
 _SWITCH = """
 SELECT k.*, least(coalesce(k.released_at + interval '5 seconds', now()),
                   (SELECT min(n.engaged_at) FROM killswitches n
-                    WHERE n.scope = k.scope AND n.engaged_at > k.engaged_at)) AS until
+                    WHERE n.scope = k.scope AND n.engaged_at > k.engaged_at)) AS refused_until,
+       coalesce(k.released_at, now()) AS until
   FROM killswitches k
 """
 _FIND = (
@@ -50,7 +51,7 @@ _LIST = f"{_SWITCH} ORDER BY k.engaged_at DESC LIMIT :limit"
 _STOPPED = """
   FROM audit_events e
  WHERE e.event_type = 'inference.rejected_cap_violation'
-   AND e.created_at >= :engaged_at AND e.created_at < :until
+   AND e.created_at >= :engaged_at AND e.created_at < :refused_until
    AND (:scope = 'all' OR e.tenant_id::text = :scope)
    AND e.payload LIKE '%"code":"cost_killswitch_engaged"%'
 """
@@ -173,6 +174,7 @@ def _bound(switch: Row[Any]) -> dict[str, Any]:
         "scope": switch.scope,
         "engaged_at": switch.engaged_at,
         "until": switch.until,
+        "refused_until": switch.refused_until,
     }
 
 
