@@ -54,7 +54,7 @@ async def let_in(db: Database, scope: str) -> None:
 
 
 async def set_threshold(db: Database, scope: str, usd: str | None) -> None:
-    amount = usd and Decimal(usd)
+    amount = None if usd is None else Decimal(usd)
     async with db.session() as session:
         session.add(KillswitchThresholdRow(scope=scope, threshold_usd=amount, set_by="somebody"))
         await session.commit()
@@ -65,7 +65,7 @@ async def test_settled_and_held_together_pass_it(
 ) -> None:
     agent, quiet = await new_agent(ledger_db), await new_agent(ledger_db)
     watching = watch(killswitch_tenant_usd="2")
-    pubsub = redis.pubsub(ignore_subscribe_messages=True)
+    pubsub: Any = redis.pubsub(ignore_subscribe_messages=True)
     await pubsub.subscribe(CONTROL_CHANNEL)
     await leave(ledger_db, agent, "0.9", routed=False)
     await leave(ledger_db, quiet, "1")
@@ -78,7 +78,7 @@ async def test_settled_and_held_together_pass_it(
     async with db.session() as session:
         (row,) = await engaged_switches(session)
     assert (row.scope, row.engaged_by) == (agent.tenant_id, THRESHOLD)
-    assert (row.spent_usd, row.threshold_usd) == (Decimal("2.000000001"), 2)
+    assert (row.spent_usd, row.threshold_usd) == (Decimal("2.000000001"), Decimal(2))
     heard = await _order(pubsub)
     assert heard == {"type": "killswitch", "scope": agent.tenant_id, "engaged": True}
     assert await watching.look() == []  # it is engaged already
@@ -183,7 +183,7 @@ async def test_one_that_was_engaged_and_not_told_is_told_by_the_next_worker(
     agent = await new_agent(ledger_db)
     await leave(ledger_db, agent, "1")
     await watch(killswitch_tenant_usd="0.5").look()
-    pubsub = redis.pubsub(ignore_subscribe_messages=True)
+    pubsub: Any = redis.pubsub(ignore_subscribe_messages=True)
     await pubsub.subscribe(CONTROL_CHANNEL)
     await watch().look()  # it knows no threshold any more
     scopes = set()
