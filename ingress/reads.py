@@ -183,7 +183,19 @@ def _receipt(receipt: ReceiptRow, deps: Deps) -> dict[str, Any]:
         "model_used": receipt.model_used,
         "provider": receipt.provider,
         "simulated": receipt.simulated,
+        "billing": _billing(receipt),
         "created_at": moment(receipt.created_at),
+    }
+
+
+def _billing(receipt: ReceiptRow) -> dict[str, Any] | None:
+    """By which rule it cost that much, see docs/billing.md; None before receipts said so."""
+    if receipt.billing_rule is None:
+        return None
+    return {
+        "rule": receipt.billing_rule,
+        "basis": receipt.billing_basis,
+        "outcome": receipt.outcome,
     }
 
 

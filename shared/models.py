@@ -300,29 +300,6 @@ class ReceiptRow(SQLModel, table=True):
     outcome: str | None = Field(default=None, sa_type=Text)
 
 
-class CallAttributionRow(SQLModel, table=True):
-    """For whom the client made a call: its session, its own agent, and that agent's parent."""
-
-    __tablename__ = "call_attributions"
-    __table_args__ = (
-        Index("call_attributions_tenant_id_idx", "tenant_id", "created_at"),
-        Index(
-            "call_attributions_session_id_idx",
-            "tenant_id",
-            "session_id",
-            postgresql_where=text("session_id IS NOT NULL"),
-        ),
-    )
-
-    inference_id: UUID = Field(primary_key=True)
-    tenant_id: UUID
-    agent_id: UUID
-    session_id: str | None = Field(default=None, sa_type=Text)
-    client_agent_id: str | None = Field(default=None, sa_type=Text)
-    parent_agent_id: str | None = Field(default=None, sa_type=Text)
-    created_at: datetime = moment()
-
-
 class AuditHeadRow(SQLModel, table=True):
     """The last event of an agent's chain; locked by whoever appends."""
 

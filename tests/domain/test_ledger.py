@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from shared.domain.ledger import (
     GRANTS_ACCOUNT,
     LOSSES_ACCOUNT,
-    TOPUPS_ACCOUNT,
     PROVIDER_COST_ACCOUNT,
+    TOPUPS_ACCOUNT,
     Caps,
     OpenOutcome,
     Transfer,

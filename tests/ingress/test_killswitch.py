@@ -248,8 +248,9 @@ async def test_thresholds_by_command(deps: Deps, sign_up: SignUp, fleet_command:
     for words in (("--usd", "0"), ("--usd", "1e-10"), ("--usd", "x"), ("--usd", "Infinity")):
         assert (await threshold(*words, "--yes")).exit_code == 1
     assert (await threshold("--tenant", str(uuid4()), "--usd", "1", "--yes")).exit_code == 1
-    for words in (("--tenant", tenant), ()):
-        assert (await threshold(*words, "--usd", "default", "--yes")).exit_code == 0
+    scopes: tuple[tuple[str, ...], ...] = (("--tenant", tenant), ())
+    for whose in scopes:
+        assert (await threshold(*whose, "--usd", "default", "--yes")).exit_code == 0
     assert orjson.loads((await threshold("--json")).stdout)["chosen"] == []
 
 

@@ -18,6 +18,7 @@ from sqlmodel import select
 
 import migrations
 from migrations.run import MIGRATION_LOCK
+from shared.attribution import CallAttributionRow
 from shared.config import Settings
 from shared.db import APP_ROLE, Connection, Database, connect, driver_dsn, owner_engine
 from shared.dead_letters import DeadLetterRow
@@ -34,7 +35,7 @@ CHANGES = ("UPDATE {} SET created_at = now()", "DELETE FROM {}", "TRUNCATE {}")
 APPEND_ONLY = ("transfers", "routing_outcomes", "receipts", "audit_events")
 # nouns whose tables are declared where their effects are
 ELSEWHERE = (
-    *(DeadLetterRow, KeptCallRow, MasterKeyProofRow, OperatorEventRow),
+    *(CallAttributionRow, DeadLetterRow, KeptCallRow, MasterKeyProofRow, OperatorEventRow),
     *(KillswitchCallRow, KillswitchRow, KillswitchThresholdRow),
 )
 SEAL_BROKEN = asyncpg.RestrictViolationError
