@@ -95,7 +95,7 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
         settings.ping_interval_s,
         patience_s=settings.call_deadline_s + LOST_AFTER_S,
         stall_s=settings.idle_deadline_s,
-        keeper=Keeper(redis, queue, db),
+        keeper=Keeper(redis, queue, db, start_within_s=settings.start_deadline_s),
         followers=Followers(redis, settings.replay_step_ms / 1000),
     )
 

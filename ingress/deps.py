@@ -17,13 +17,31 @@ from ingress.relay import Relay
 from shared.config import ProviderConfig, Settings, provider_configs
 from shared.db import TRANSIENT, Database
 from shared.domain.candidate import Catalog
-from shared.errors import Overloaded
+from shared.errors import Draining, Overloaded
 from shared.kept import KeptCalls
 from shared.killswitch import Killswitch
 from shared.queue import InferenceQueue
 
 if TYPE_CHECKING:
     from ingress.auth import KeyCache
+
+
+class Drain:
+    """Whether this process is being stopped."""
+
+    def __init__(self) -> None:
+        self.begun = False
+
+    def begin(self) -> None:
+        self.begun = True
+
+    def check(self) -> None:
+        """Raises `Draining` once no new call is taken."""
+        if self.begun:
+            raise Draining(
+                "This instance of the gateway is being stopped and takes no new calls; nothing was "
+                "charged. Send the request again: another instance has it."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +57,7 @@ class Deps:
     queue: InferenceQueue
     killswitch: Killswitch
     providers: Mapping[str, ProviderConfig] = field(default_factory=provider_configs)
+    drain: Drain = field(default_factory=Drain)
 
 
 def get_deps(request: Request) -> Deps:

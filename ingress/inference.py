@@ -94,6 +94,7 @@ async def answer(request: Request, dialect: Dialect) -> Response:
     behind it comes back as a failure and is rendered with the inference's id.
     """
     deps = get_deps(request)
+    deps.drain.check()
     caller = await authenticate(request.headers, None, deps)
     body = await read_body(request, deps.settings.max_body_bytes)
     key = idempotency_key(request.headers)

@@ -92,6 +92,8 @@ async def ready(request: Request) -> JSONResponse:
     the calls are refused with words that say why. The start warns of it instead.
     """
     deps = get_deps(request)
+    if deps.drain.begun:
+        return JSONResponse({"status": "unavailable", "failing": "draining"}, 503)
     checks: dict[str, Callable[[], Awaitable[Any]]] = {
         "postgres": deps.db.ping,
         "valkey": deps.redis.ping,

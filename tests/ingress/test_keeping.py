@@ -64,7 +64,7 @@ async def ingress(settings: Settings) -> AsyncIterator[Ingress]:
     async with Redis.from_url(settings.redis_url) as redis:
         queue, db = InferenceQueue(redis), Database(settings)
         # longer than any test takes: the keeper looks when a test says so
-        keeper = Keeper(redis, queue, db, quiet_s=30.0)
+        keeper = Keeper(redis, queue, db, start_within_s=600.0, quiet_s=30.0)
         followers = Followers(redis, 0.01)
         relay = Relay(redis, 10.0, 600.0, 120.0, keeper=keeper, followers=followers)
         await relay.start()

@@ -14,6 +14,7 @@ def waiting(tenant_id: str) -> Any:
         tenant_id=tenant_id,
         attempt=1,
         claimed_at=2.0,
+        late=False,
         envelope=SimpleNamespace(accepted_at=1.0),
         request=SimpleNamespace(background=False),
     )
