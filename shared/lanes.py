@@ -355,6 +355,7 @@ class QueueKeys:
         self.claims = f"{queue}:claims"
         self.bell = f"{queue}:bell"
         self.passed = f"{queue}:passed"
+        self.served = f"{queue}:served"
 
     def job(self, job_id: str) -> str:
         return f"{self.queue}:job:{job_id}"
