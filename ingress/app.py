@@ -19,6 +19,7 @@ from ingress import (
     events,
     inference,
     inferences,
+    measures,
     operations,
     reads,
     wallets,
@@ -56,7 +57,7 @@ DIALECT_OF_PATH = {
 LOST_AFTER_S = 30.0
 ROUTERS = (
     *(inference, inferences, events, discovery, agents, wallets, reads),
-    *(audit, annex_iv, operations, dead_letters),
+    *(audit, annex_iv, operations, measures, dead_letters),
 )
 
 

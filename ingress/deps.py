@@ -1,5 +1,7 @@
 """What a request handler may use: one frozen object on the application's state."""
 
+import asyncio
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -44,6 +46,14 @@ class Drain:
             )
 
 
+class Counted:
+    """When the books were last counted for `/metrics`; one who asks counts for all."""
+
+    def __init__(self) -> None:
+        self.at = -math.inf
+        self.lock = asyncio.Lock()
+
+
 @dataclass(frozen=True, slots=True)
 class Deps:
     settings: Settings
@@ -58,6 +68,7 @@ class Deps:
     killswitch: Killswitch
     providers: Mapping[str, ProviderConfig] = field(default_factory=provider_configs)
     drain: Drain = field(default_factory=Drain)
+    counted: Counted = field(default_factory=Counted)
 
 
 def get_deps(request: Request) -> Deps:

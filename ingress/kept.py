@@ -89,7 +89,8 @@ async def accept(
     if known.fresh:
         priority = Priority.BACKGROUND if call.background else Priority.INTERACTIVE
         try:
-            deps.killswitch.check(envelope.caller["tenant_id"])
+            if call.background:  # 202 would be a promise; who waits is refused by the worker
+                deps.killswitch.check(envelope.caller["tenant_id"])
             await enqueue(envelope, priority, deps)
         except AinferaError:
             async with reachable():

@@ -209,11 +209,14 @@ def refused_before_hold(call: Call, plan: Plan, deps: Deps) -> Ending | None:
     if call.late or call.claimed_at - call.envelope.accepted_at > patience_s:
         late = DeadlineExceeded("The call waited in the queue for too long and was not started.")
         return Ending(Outcome.EXPIRED, failure=late.failure())
-    try:
-        deps.killswitch.check(call.tenant_id)
-    except KillswitchEngaged as stopped:  # it was engaged while the call waited in the queue
-        return Ending(Outcome.REJECTED_CAP, failure=stopped.failure())
+    if deps.killswitch.stops(call.tenant_id) or not_to_be_kept(call):
+        return Ending(Outcome.REJECTED_CAP, failure=KillswitchEngaged().failure())
     return plan.refusal
+
+
+def not_to_be_kept(call: Call) -> bool:
+    """A call in the background that its ingress did not keep: the killswitch is engaged there."""
+    return call.request.background and not call.envelope.kept
 
 
 def refused_by_ledger(held: Held, plan: Plan) -> Ending | None:
