@@ -192,7 +192,10 @@ def active_providers(
 ) -> frozenset[str]:
     """Slugs of the providers that a call can reach.
 
-    Those configured; where the simulated one stands in, all that the catalogue names too.
+    Those configured; where the simulated one stands in, all that the catalogue names too, but for
+    those whose wire we do not speak: what cannot be asked in earnest is not simulated.
     """
     configured = frozenset(slug for slug, config in providers.items() if config.configured)
-    return configured | frozenset(catalogued) if simulating(settings, providers) else configured
+    if not simulating(settings, providers):
+        return configured
+    return configured | (frozenset(catalogued) & PROVIDER_SETTINGS.keys())
