@@ -143,6 +143,7 @@ CLAIM = (
 local limit, foreign, turns = tonumber(ARGV[1]), ARGV[4], q .. ':turns'
 local free = {}
 for i = 7, #ARGV, 2 do free[ARGV[i]] = tonumber(ARGV[i + 1]) end
+redis.call('HSET', q .. ':served', 'seen', now)
 
 -- what a dead worker had goes to the front of its lane; the oldest last, so it is first there
 local lost = {}
@@ -294,7 +295,8 @@ return said
 """
 )
 
-# KEYS: queue. ARGV: `seen` or `drained`. A worker was here just now.
+# KEYS: queue. ARGV: `seen` or `drained`. A worker was here just now, which claims nothing because
+# it is full, or drained; who claims is seen by that.
 SERVE = WHEN_FULL + _NOW + "redis.call('HSET', q .. ':served', ARGV[1], now)\n"
 
 DONE, DONE_KEEP, HANDED_BACK = -1, -2, -3

@@ -329,7 +329,7 @@ class FleetWorker(Worker):
     async def _say_hello(self) -> None:
         try:
             drained = await self.presence.beat(self.state, self.job_counter, self.max_jobs)
-            if self.allow_pick_jobs:
+            if self.allow_pick_jobs and (drained or self.job_counter >= self.max_jobs):
                 await self._serve(keys=[self._keys.queue], args=["drained" if drained else "seen"])
         except (RedisError, OSError) as error:
             log.warning("presence_not_said", extra={"error": repr(error)})

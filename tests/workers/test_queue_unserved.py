@@ -1,5 +1,6 @@
 """A queue that no worker serves: new calls are refused, old ones are given up, none runs late."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -102,6 +103,25 @@ async def test_workers_say_that_they_take_calls_and_when_they_do_not(
     await resume(redis, "all")
     await until(lambda: not worker.worker._drained)
     assert await hashes.hget(KEYS.served, "seen") > before
+    await worker.stop()
+
+
+async def test_a_worker_that_is_full_is_there(redis: Redis, redis_url: str) -> None:
+    working, done = asyncio.Event(), asyncio.Event()
+
+    async def job(ctx: dict[str, Any], inference_id: str) -> None:
+        working.set()
+        await done.wait()
+
+    hashes: Any = redis
+    worker = Running(redis_url, job, max_jobs=1)
+    await InferenceQueue(redis).enqueue(envelope())
+    async with asyncio.timeout(10):
+        await working.wait()
+    before = await hashes.hget(KEYS.served, "seen")
+    await worker.worker._say_hello()
+    assert int(await hashes.hget(KEYS.served, "seen")) > int(before)
+    done.set()
     await worker.stop()
 
 
