@@ -2,11 +2,14 @@
 
 import asyncio
 import sys
+from contextlib import suppress
 
 import uvicorn
 from sse_starlette.sse import AppStatus
+from uvicorn.config import STARTUP_FAILURE
 
 from ingress.app import create_app
+from ingress.draining import CLOSING_S, DrainingServer
 from shared.config import Settings, StartError, read_settings
 from shared.descriptors import raise_descriptor_limit
 from shared.listening import refuse_address
@@ -32,8 +35,9 @@ def main() -> int:
     raise_descriptor_limit()
     # streams end by themselves within the grace time; only then are they cut
     AppStatus.enable_automatic_graceful_drain = False
-    uvicorn.run(
-        create_app(settings),
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
         host=settings.host,
         port=settings.port,
         loop="uvloop",
@@ -43,11 +47,14 @@ def main() -> int:
         # longer than proxies keep a connection idle (60 s, mostly): whoever closes first must be
         # the one that sends, or a call goes into a connection that is being closed
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=int(settings.drain_grace_s),
+        timeout_graceful_shutdown=CLOSING_S,  # after all that `DrainingServer` waits for
         server_header=False,
         date_header=False,
     )
-    return 0
+    server = DrainingServer(config, app, settings)
+    with suppress(KeyboardInterrupt):  # a Ctrl-C, raised once more when all is closed
+        server.run()
+    return 0 if server.started else STARTUP_FAILURE
 
 
 if __name__ == "__main__":

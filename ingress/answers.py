@@ -19,7 +19,7 @@ from ingress.reply import Reply
 from shared.control import CANCEL, give_order
 from shared.domain.dialects import DIALECTS
 from shared.domain.inference import CallInfo, Dialect, Failed, Failure
-from shared.errors import IdempotencyConflict
+from shared.errors import Draining, IdempotencyConflict
 from shared.queue import Envelope
 from shared.stream import RecordKind, encode_frames, number_frames, unpack_failure
 
@@ -68,7 +68,7 @@ class AnswerStream(EventSourceResponse):
             log.info("client_left")
         finally:
             self._watch.cancel()
-            if reply.finished:
+            if reply.finished or reply.goes_on:
                 self._deps.relay.forget(reply)
             else:
                 await asyncio.shield(abandon(reply, self._envelope, self._deps))
@@ -180,6 +180,8 @@ def failure_response(
     headers = answer_headers(envelope, None, deps, stream=False) if envelope is not None else {}
     if failure.code == IdempotencyConflict.code:
         headers["x-should-retry"] = "false"  # SDKs send a 409 again by themselves, in vain
+    if failure.code == Draining.code:
+        headers["connection"] = "close"  # its next request shall find another instance
     if failure.retry_after is not None:
         headers["retry-after"] = str(max(1, round(failure.retry_after)))
     return Response(

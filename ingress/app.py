@@ -22,6 +22,7 @@ from ingress import (
     inferences,
     killswitches,
     ledger,
+    measures,
     operations,
     reads,
     usage,
@@ -61,7 +62,7 @@ LOST_AFTER_S = 30.0
 ROUTERS = (
     *(inference, inferences, events, discovery, agents, wallets, ledger, usage),
     *(attributions, reads, audit, annex_iv),
-    *(operations, dead_letters, killswitches),
+    *(operations, measures, dead_letters, killswitches),
 )
 
 
@@ -100,7 +101,7 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
         settings.ping_interval_s,
         patience_s=settings.call_deadline_s + LOST_AFTER_S,
         stall_s=settings.idle_deadline_s,
-        keeper=Keeper(redis, queue, db),
+        keeper=Keeper(redis, queue, db, start_within_s=settings.start_deadline_s),
         followers=Followers(redis, settings.replay_step_ms / 1000),
     )
 

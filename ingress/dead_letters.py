@@ -1,7 +1,5 @@
 """Dead letters for operators: look at them, run one again, or end it for good."""
 
-import math
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -10,12 +8,11 @@ from fastapi import APIRouter, Depends, Query, Request
 from redis.exceptions import RedisError
 
 from ingress.auth import not_found, require_internal
-from ingress.deps import Deps, get_deps, session
-from shared.dead_letters import LetterFilter, close_letter, count_letters, find_letters, read_letter
+from ingress.deps import get_deps, session
+from shared.dead_letters import LetterFilter, close_letter, find_letters, read_letter
 from shared.domain.attempts import LetterState
-from shared.errors import LetterNotDead, Overloaded
+from shared.errors import LetterNotDead
 from shared.keys import request_sealer
-from shared.metrics import DEAD_LETTERS, DEAD_LETTERS_TOTAL
 from shared.operators import OVER_HTTP
 from shared.replays import ReplayRefusal, enqueue_replay, order_replay
 
@@ -33,18 +30,6 @@ REFUSED = {
     " key.",
     ReplayRefusal.WORN_OUT: "The call has been tried too often.",
 }
-
-
-async def read_counts(deps: Deps) -> None:
-    """Set the gauges of dead letters to what Postgres says now; NaN where it is away."""
-    try:
-        async with session(deps.db) as s:
-            counts: Mapping[str, float] = await count_letters(s)
-    except Overloaded:
-        counts = dict.fromkeys(LetterState, math.nan)
-    DEAD_LETTERS.set(counts[LetterState.DEAD])
-    for outcome, count in counts.items():
-        DEAD_LETTERS_TOTAL.labels(outcome=str(outcome)).set(count)
 
 
 @router.get("")

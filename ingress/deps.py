@@ -1,5 +1,7 @@
 """What a request handler may use: one frozen object on the application's state."""
 
+import asyncio
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,13 +19,39 @@ from ingress.relay import Relay
 from shared.config import ProviderConfig, Settings, provider_configs
 from shared.db import TRANSIENT, Database
 from shared.domain.candidate import Catalog
-from shared.errors import Overloaded
+from shared.errors import Draining, Overloaded
 from shared.kept import KeptCalls
 from shared.killswitch import Killswitch
 from shared.queue import InferenceQueue
 
 if TYPE_CHECKING:
     from ingress.auth import KeyCache
+
+
+class Drain:
+    """Whether this process is being stopped."""
+
+    def __init__(self) -> None:
+        self.begun = False
+
+    def begin(self) -> None:
+        self.begun = True
+
+    def check(self) -> None:
+        """Raises `Draining` once no new call is taken."""
+        if self.begun:
+            raise Draining(
+                "This instance of the gateway is being stopped and takes no new calls; nothing was "
+                "charged. Send the request again: another instance has it."
+            )
+
+
+class Counted:
+    """When the books were last counted for `/metrics`; one who asks counts for all."""
+
+    def __init__(self) -> None:
+        self.at = -math.inf
+        self.lock = asyncio.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +67,8 @@ class Deps:
     queue: InferenceQueue
     killswitch: Killswitch
     providers: Mapping[str, ProviderConfig] = field(default_factory=provider_configs)
+    drain: Drain = field(default_factory=Drain)
+    counted: Counted = field(default_factory=Counted)
 
 
 def get_deps(request: Request) -> Deps:

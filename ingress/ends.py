@@ -15,7 +15,7 @@ from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from ingress.relay import overdue
+from ingress.relay import is_overdue, overdue
 from ingress.reply import Reply
 from shared.config import Settings
 from shared.db import TRANSIENT
@@ -64,6 +64,10 @@ class Ends:
         self._waiting.add(Waiting(inference_id, tenant_id, reply, alone))
         self._wake.set()
 
+    def replies(self) -> list[Reply]:
+        """Those whose clients wait here and nowhere else."""
+        return [each.reply for each in self._waiting if each.alone]
+
     async def _run(self) -> None:
         while True:
             await self._wake.wait()
@@ -103,8 +107,8 @@ class Ends:
                 self._waiting.discard(each)
             elif each.alone:
                 reply.cut_off(now, self._stall_s)
-                if now - reply.expected_at > self._patience_s:
-                    reply.end(overdue())
+                if is_overdue(reply, now, self._patience_s):
+                    reply.end(overdue(reply))
                 elif now - reply.last_heard >= self._ping_after_s:
                     reply.ping(now)
 

@@ -74,6 +74,7 @@ async def read_events(inference_id: str, request: Request, caller: Mine) -> Resp
     to come again. What is not kept any more is a 410 that says how the call ended.
     """
     deps = get_deps(request)
+    deps.drain.check()
     last_seen = last_event_id(request)
     wanted = parse_id(inference_id)
     try:
@@ -168,7 +169,11 @@ async def follow(request: Request, envelope: Envelope, begins: Beginning, deps: 
         since=begins.since,
         after=begins.after,
         opened=begins.opened,
+        kept=envelope.kept,
     )
+    if envelope.kept:  # the end at least is in the database, whatever becomes of the replay
+        tenant_id = UUID(envelope.caller["tenant_id"])
+        deps.ends.wait_for(reply, envelope.inference_id, tenant_id, alone=False)
     return await stream(request, reply, envelope, deps)
 
 
@@ -178,6 +183,7 @@ async def stream(request: Request, reply: Reply, envelope: Envelope, deps: Deps)
         await reply.wait_opened()
     except BaseException:
         watch.cancel()
+        reply.hang_up()
         deps.relay.forget(reply)
         raise
     return EventStream(reply, envelope, watch, deps)
@@ -211,6 +217,7 @@ async def read_on_record(
         accepted_at=kept.accepted_at.timestamp(),
         trace_id="",
         body=b"",
+        kept=True,
     )
     if kept.state == ACCEPTED:  # it will be driven into the queue
         begins = await beginning(inference_id, None, last_seen, deps)

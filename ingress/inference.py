@@ -23,7 +23,7 @@ from shared.attribution import attribution_of
 from shared.domain.dialects import DIALECTS
 from shared.domain.estimate import estimate_input_tokens
 from shared.domain.inference import Dialect, InferenceRequest, InvalidRequest
-from shared.errors import InvalidBody, RequestTooLarge, Unavailable
+from shared.errors import InvalidBody, KillswitchEngaged, RequestTooLarge, Unavailable
 from shared.ids import mint_id
 from shared.log import current_trace
 from shared.metrics import ROUTER_ALIAS_HITS
@@ -94,18 +94,20 @@ async def answer(request: Request, dialect: Dialect) -> Response:
     behind it comes back as a failure and is rendered with the inference's id.
     """
     deps = get_deps(request)
+    deps.drain.check()
     caller = await authenticate(request.headers, None, deps)
     body = await read_body(request, deps.settings.max_body_bytes)
     key = idempotency_key(request.headers)
     call = parse(body, dialect)
     if call.agent_id is not None and call.agent_id != caller.agent_id:
         caller = await authenticate(request.headers, call.agent_id, deps)
-    if key is None:  # with one it may be a repeat, which is no new call
-        deps.killswitch.check(caller.tenant_id)
     note_alias(call)
     envelope = seal(body, dialect, call.model, caller, request.headers, deps)
     if key is not None or call.background:
-        return await answer_kept(request, call, envelope, key, deps)
+        try:
+            return await answer_kept(request, call, envelope, key, deps)
+        except KillswitchEngaged:  # not kept: a worker refuses it, and writes that down
+            return await answer_interactive(request, call, envelope, deps)
     return await answer_interactive(request, call, envelope, deps)
 
 

@@ -21,6 +21,7 @@ from sqlmodel import col
 
 from ingress.reply import Reply, broken_off
 from shared.db import TRANSIENT, Database
+from shared.errors import DeadlineExceeded
 from shared.metrics import REENQUEUED, STREAM_GAPS
 from shared.models import InferenceRow
 from shared.queue import InferenceQueue
@@ -39,6 +40,15 @@ RAREST_LOOK_S = 15.0
 RECONNECTION_S = 2.0
 # An answer that has begun, and of which no job and no new word is known, is given up then.
 GIVEN_UP_S = 30.0
+
+NOT_STARTED = (
+    "The call was not started in time: no worker was free. Nothing was charged, and it will not be "
+    "run any more. Retry."
+)
+LOST_AT_ONCE = (
+    "The worker that began the call was lost, and no other was free in time. It will not be run "
+    "any more; what was used, if anything, is settled. Retry."
+)
 
 
 def begun(reply: Reply) -> bool:
@@ -62,11 +72,18 @@ class Keeper:
     """Mends answers and finds lost calls; one round trip for all that need it, none otherwise."""
 
     def __init__(
-        self, redis: Redis, queue: InferenceQueue, db: Database, *, quiet_s: float = QUIET_S
+        self,
+        redis: Redis,
+        queue: InferenceQueue,
+        db: Database,
+        *,
+        start_within_s: float = 60.0,
+        quiet_s: float = QUIET_S,
     ) -> None:
         self._redis = redis
         self._queue = queue
         self._db = db
+        self._start_within_s = start_within_s
         self._quiet_s = quiet_s
         self._broken: dict[Reply, float] = {}
         self._wake = asyncio.Event()
@@ -144,6 +161,9 @@ class Keeper:
 
     async def check(self, replies: Iterable[Reply], now: float) -> None:
         """Look for the calls of those who have heard nothing for long."""
+        replies = list(replies)
+        if late := [reply for reply in replies if self._is_late(reply, now)]:
+            await self._give_up_late(late, now)
         silent = [reply for reply in replies if self._is_silent(reply, now)]
         for reply in silent:
             reply.check_at = now + min(now - reply.last_record, RAREST_LOOK_S)
@@ -157,6 +177,27 @@ class Keeper:
         except (RedisError, SQLAlchemyError, *TRANSIENT) as error:
             log.warning("lost_calls_not_found", extra={"error": repr(error)})
 
+    def _is_late(self, reply: Reply, now: float) -> bool:
+        """Whether this call should have been begun by now; one that is kept may take its time."""
+        waits = reply.envelope is not None and not reply.ended and not reply.gone
+        return waits and now - reply.start_looked_at > self._start_within_s
+
+    async def _give_up_late(self, late: Sequence[Reply], now: float) -> None:
+        """End those that no worker has; the store sees to it that none will have them later."""
+        try:
+            said = await self._queue.give_up([reply.id for reply in late])
+        except (RedisError, OSError) as error:
+            log.warning("late_calls_wait", extra={"error": repr(error)})
+            return
+        for reply, standing in zip(late, said, strict=True):
+            if reply.ended:
+                continue
+            if standing == "BEGUN":
+                reply.start_looked_at = now - self._start_within_s + RAREST_LOOK_S
+            elif standing != "GONE":
+                told = NOT_STARTED if standing == "NOT_STARTED" else LOST_AT_ONCE
+                reply.end(DeadlineExceeded(told).failure(), over=True)
+
     def _is_silent(self, reply: Reply, now: float) -> bool:
         quiet = now - reply.last_record >= self._quiet_s and now >= reply.check_at
         return quiet and not reply.ended and not reply.gone
@@ -166,7 +207,7 @@ class Keeper:
         known = await self._known(replies)
         for reply in replies:
             call = known.get(reply.id)
-            if reply.ended or reply.gone:
+            if reply.ended or reply.gone or reply.kept:  # a kept call is over when its row says so
                 continue
             if call is not None and call.state != "held":
                 reply.end(broken_off("it is over, but its end was lost"))

@@ -54,7 +54,9 @@ async def answer_kept(
     envelope = replace(envelope, kept=True)
     path = request.scope["path"]
     # before the call can be enqueued: pub/sub forgets what nobody hears
-    reply = None if call.background else deps.relay.expect(envelope.inference_id, pings=call.stream)
+    reply = None
+    if not call.background:
+        reply = deps.relay.expect(envelope.inference_id, pings=call.stream, kept=True)
     try:
         known = await accept(call, envelope, path, key, deps)
         if known.fresh:
@@ -87,7 +89,8 @@ async def accept(
     if known.fresh:
         priority = Priority.BACKGROUND if call.background else Priority.INTERACTIVE
         try:
-            deps.killswitch.check(envelope.caller["tenant_id"])
+            if call.background:  # 202 would be a promise; who waits is refused by the worker
+                deps.killswitch.check(envelope.caller["tenant_id"])
             await enqueue(envelope, priority, deps)
         except AinferaError:
             async with reachable():
@@ -113,7 +116,10 @@ async def join(
         response = accepted(envelope, known.standing, deps)
     else:
         reply = Reply(
-            known.inference_id.bytes, pings=call.stream, now=asyncio.get_running_loop().time()
+            known.inference_id.bytes,
+            pings=call.stream,
+            now=asyncio.get_running_loop().time(),
+            kept=True,
         )
         if known.state == DONE:
             kept = deps.kept.open_result(known.inference_id, known.sealed_result)

@@ -1,14 +1,12 @@
 """Engagements of the killswitch, for operators: the list, and what each of them did."""
 
-import math
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request
-from redis.exceptions import RedisError
 
 from ingress.auth import not_found, parse_id, require_internal
-from ingress.deps import Deps, get_deps, session
+from ingress.deps import get_deps, session
 from ingress.spreadsheet import Format, stream_csv, wants_csv
 from shared.closing_statement import (
     CSV_HEADER,
@@ -17,8 +15,6 @@ from shared.closing_statement import (
     read_statement,
     statement_pages,
 )
-from shared.metrics import KILLSWITCH_CLOSEST_TENANT, KILLSWITCH_SPENT, KILLSWITCH_THRESHOLD
-from shared.spending import hear_spending
 
 router = APIRouter(
     prefix="/internal/killswitches",
@@ -50,19 +46,3 @@ async def closing_statement(switch: str, request: Request, format: Format = None
         if not wants_csv(request, format):
             return await read_statement(s, found)
     return stream_csv(f"killswitch-{found.id}", CSV_HEADER, statement_pages(deps.db, found))
-
-
-async def read_spending(deps: Deps) -> None:
-    """Set the gauges of spending to what the books worker said last; NaN where nobody says."""
-    try:
-        said = await hear_spending(deps.redis)
-    except (RedisError, OSError):
-        said = None
-    if said is None:
-        for gauge in (KILLSWITCH_SPENT, KILLSWITCH_THRESHOLD, KILLSWITCH_CLOSEST_TENANT):
-            gauge.set(math.nan)
-        return
-    threshold = said.threshold_usd
-    KILLSWITCH_SPENT.set(float(said.spent_usd))
-    KILLSWITCH_THRESHOLD.set(math.inf if threshold is None else float(threshold))
-    KILLSWITCH_CLOSEST_TENANT.set(float(said.closest_tenant))

@@ -9,7 +9,6 @@ from fastapi import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.errors import AinferaError
 from shared.log import bind_trace
 from shared.metrics import observe_request
 
@@ -58,6 +57,9 @@ class RequestContext:
                 await self._call(endpoint, scope, receive, noting)
             else:
                 await self._app(scope, receive, noting)
+        except Exception:
+            status = 500 if status == 499 else status  # nobody left: it is our own bug
+            raise
         finally:
             path = scope["path"] if endpoint else getattr(scope.get("route"), "path", "other")
             observe_request(scope["method"], path, status, time.perf_counter() - began)
@@ -66,7 +68,7 @@ class RequestContext:
         request = Request(scope, receive, send)
         try:
             response = await endpoint(request)
-        except AinferaError as error:
+        except Exception as error:  # the edge of a request; the handler logs what is a bug
             if self._on_error is None:
                 raise
             response = await self._on_error(request, error)

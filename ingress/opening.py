@@ -77,6 +77,8 @@ async def _body(reply: Reply, envelope: Envelope, deps: Deps) -> Response:
     while kind is None:  # a ping that came while the status was still open
         kind, body = await reply.next()
     deps.relay.forget(reply)
+    if not reply.finished:  # broken off here, not by the worker: nobody will hear what it says
+        await abandon(reply, envelope, deps)
     if kind is RecordKind.FAIL:
         return failure_response(unpack_failure(body), envelope.dialect, envelope, deps)
     headers = answer_headers(envelope, reply.opened, deps, stream=False)

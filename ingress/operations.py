@@ -1,28 +1,21 @@
-"""For those who run it: is it up, is it ready, what does it count, which rails are live."""
+"""For those who run it: is it up, is it ready, who works, which rails are live."""
 
 import asyncio
 import logging
-import math
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from redis.exceptions import RedisError
-from sqlalchemy import text
 
 from ingress.auth import require_internal
-from ingress.dead_letters import read_counts
 from ingress.deps import Deps, get_deps, session
-from ingress.killswitches import read_spending
 from shared.errors import NotFound, Overloaded, Unavailable
 from shared.fleet import (
-    COUNTERS_KEY,
     NoSuchWorker,
     as_json,
     drain,
@@ -31,23 +24,7 @@ from shared.fleet import (
     resume,
     show_job,
 )
-from shared.metrics import (
-    AUDIT_CHAIN_FRESHNESS,
-    AUDIT_CHAIN_HEIGHT,
-    AUDIT_CHECKPOINT_AGE,
-    AUDIT_LOG_SIZE,
-    DISPATCH_WITHOUT_CAPTURE,
-    HOLDS_OUTSTANDING,
-    JOBS_IN_FLIGHT,
-    PASSTHROUGH_CAPTURED,
-    QUEUE_DEPTH,
-    QUEUE_OLDEST_AGE,
-    QUEUE_READY,
-    WORKERS,
-    FleetTotals,
-)
 from shared.operators import OVER_HTTP, record_act
-from shared.queue import Priority
 
 log = logging.getLogger(__name__)
 router = APIRouter()
@@ -57,25 +34,6 @@ operators = APIRouter(
 
 RAILS = ("cdp", "stripe", "xendit")
 READY_PATIENCE_S = 3.0
-DAY_MS = 24 * 60 * 60 * 1000
-AWAY = math.nan
-
-# Ids are UUIDv7, so the primary key is also an index by time: only the last day is looked at.
-_BOOKS = text(
-    """
-SELECT (SELECT coalesce(sum(seq), 0) FROM audit_heads)::float8 AS height,
-       (SELECT extract(epoch FROM now() - max(created_at)) FROM audit_events)::float8 AS age,
-       (SELECT coalesce(max(size), 0) FROM audit_checkpoints)::float8 AS logged,
-       (SELECT extract(epoch FROM now() - created_at) FROM audit_checkpoints
-         ORDER BY size DESC LIMIT 1)::float8 AS checkpoint_age,
-       (SELECT count(*) FROM inferences WHERE state = 'held') AS holds,
-       count(*) FILTER (WHERE i.routed AND i.state NOT IN ('held', 'dead')
-                          AND o.inference_id IS NULL) AS uncaptured,
-       count(*) FILTER (WHERE NOT i.routed AND o.inference_id IS NOT NULL) AS overcaptured
-  FROM inferences i LEFT JOIN routing_outcomes o ON o.inference_id = i.id
- WHERE i.id >= :since
-"""
-)
 
 
 @router.get("/health")
@@ -93,6 +51,8 @@ async def ready(request: Request) -> JSONResponse:
     the calls are refused with words that say why. The start warns of it instead.
     """
     deps = get_deps(request)
+    if deps.drain.begun:
+        return JSONResponse({"status": "unavailable", "failing": "draining"}, 503)
     checks: dict[str, Callable[[], Awaitable[Any]]] = {
         "postgres": deps.db.ping,
         "valkey": deps.redis.ping,
@@ -106,65 +66,6 @@ async def ready(request: Request) -> JSONResponse:
                 {"status": "unavailable", "failing": name, "error": type(error).__name__}, 503
             )
     return JSONResponse({"status": "ok"})
-
-
-@router.get("/metrics", dependencies=[Depends(require_internal)], include_in_schema=False)
-async def metrics(request: Request) -> Response:
-    """What this process and all workers counted, and what the stores say now.
-
-    NaN where a store is away.
-    """
-    deps = get_deps(request)
-    await _read_books(deps)
-    await read_counts(deps)
-    await read_spending(deps)
-    totals = await _read_fleet(deps)
-    shown = generate_latest() + generate_latest(FleetTotals(totals))
-    return Response(shown, media_type=CONTENT_TYPE_LATEST)
-
-
-async def _read_books(deps: Deps) -> None:
-    since = UUID(int=(time.time_ns() // 1_000_000 - DAY_MS) << 80)
-    try:
-        async with session(deps.db) as s:
-            books = (await s.execute(_BOOKS, {"since": since})).one()
-        read = tuple(books)
-    except Overloaded:
-        read = (AWAY,) * 7
-    gauges = (
-        AUDIT_CHAIN_HEIGHT,
-        AUDIT_CHAIN_FRESHNESS,
-        AUDIT_LOG_SIZE,
-        AUDIT_CHECKPOINT_AGE,
-        HOLDS_OUTSTANDING,
-        DISPATCH_WITHOUT_CAPTURE,
-        PASSTHROUGH_CAPTURED,
-    )
-    for gauge, value in zip(gauges, read, strict=True):
-        gauge.set(AWAY if value is None else value)
-
-
-async def _read_fleet(deps: Deps) -> dict[bytes, bytes]:
-    """Set the gauges of the queue and the workers; returns what the workers counted."""
-    WORKERS.clear()
-    try:
-        status = await read_status(deps.redis)
-        totals: dict[bytes, bytes] = await cast(Any, deps.redis).hgetall(COUNTERS_KEY)
-    except (RedisError, OSError):
-        for gauge in (QUEUE_READY, JOBS_IN_FLIGHT):
-            gauge.set(AWAY)
-        for priority in Priority:
-            QUEUE_DEPTH.labels(priority=priority.name.lower()).set(AWAY)
-            QUEUE_OLDEST_AGE.labels(priority=priority.name.lower()).set(AWAY)
-        return {}
-    QUEUE_READY.set(status.ready)
-    JOBS_IN_FLIGHT.set(status.leased)
-    for name, depth in status.depth.items():
-        QUEUE_DEPTH.labels(priority=name).set(depth)
-        QUEUE_OLDEST_AGE.labels(priority=name).set(status.oldest_age_s[name])
-    for worker in status.workers:
-        WORKERS.labels(kind=worker.kind, state=worker.state).inc()
-    return totals
 
 
 # -- the fleet, for those who drive it --------------------------------------------------------

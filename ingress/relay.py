@@ -24,10 +24,25 @@ log = logging.getLogger(__name__)
 CHECK_INTERVAL_S = 1.0
 
 
-def overdue() -> Failure:
-    return DeadlineExceeded(
-        "The answer was not finished in time; what was used is settled."
-    ).failure()
+def overdue(reply: Reply) -> Failure:
+    if reply.kept:
+        said = (
+            "The call has not ended yet. It is kept and goes on: repeat the request with its "
+            f"Idempotency-Key, or read GET /v1/inferences/{reply.id}."
+        )
+    else:
+        said = "The answer was not finished in time; what was used, if anything, is settled."
+    return DeadlineExceeded(said).failure()
+
+
+def is_overdue(reply: Reply, now: float, patience_s: float) -> bool:
+    """Whether nobody should wait any longer.
+
+    A kept call may wait for a worker for long, and does not end before its end is in the database:
+    a client that is pinged meanwhile stays.
+    """
+    patient = reply.kept and reply.pings
+    return now - reply.expected_at > patience_s and not reply.ended and not patient
 
 
 class Relay:
@@ -77,14 +92,19 @@ class Relay:
         return len(self._replies)
 
     def expect(
-        self, inference_id: UUID, *, pings: bool = False, envelope: Envelope | None = None
+        self,
+        inference_id: UUID,
+        *,
+        pings: bool = False,
+        envelope: Envelope | None = None,
+        kept: bool = False,
     ) -> Reply:
         """A reply that hears of `inference_id` until it is forgotten.
 
         With its envelope, a call that is lost before its first record is enqueued again.
         """
         now = asyncio.get_running_loop().time()
-        reply = Reply(inference_id.bytes, pings=pings, now=now, envelope=envelope)
+        reply = Reply(inference_id.bytes, pings=pings, now=now, envelope=envelope, kept=kept)
         self._replies[inference_id.bytes] = reply
         return reply
 
@@ -96,13 +116,14 @@ class Relay:
         since: Position,
         after: Position | None = None,
         opened: bytes | None = None,
+        kept: bool = False,
     ) -> Reply:
         """One more reader of a call, whoever caused it, until it is forgotten.
 
         It reads the replay's entries behind `since` and is given the records behind `after`.
         """
         now = asyncio.get_running_loop().time()
-        reply = Reply(inference_id.bytes, pings=True, now=now, after=after, follows=True)
+        reply = Reply(inference_id.bytes, pings=True, now=now, after=after, follows=True, kept=kept)
         reply.tenant_id, reply.opened = tenant_id, opened
         await self._followers.add(reply, since)
         return reply
@@ -113,7 +134,8 @@ class Relay:
         elif self._replies.get(reply.inference_id) is reply:
             del self._replies[reply.inference_id]
 
-    def _everybody(self) -> list[Reply]:
+    def everybody(self) -> list[Reply]:
+        """All that wait for records, the calls' own clients and those who follow."""
         return [*self._replies.values(), *self._followers.replies]
 
     async def _look_after(self) -> None:
@@ -124,17 +146,17 @@ class Relay:
         while True:
             await asyncio.sleep(self._ping_interval_s / 4)
             now = asyncio.get_running_loop().time()
-            for reply in self._everybody():
+            for reply in self.everybody():
                 reply.cut_off(now, self._stall_s)
-                if now - reply.expected_at > self._patience_s and not reply.ended:
-                    reply.end(overdue())
+                if is_overdue(reply, now, self._patience_s):
+                    reply.end(overdue(reply))
                 elif now - reply.last_heard >= self._ping_interval_s * 3 / 4:
                     reply.ping(now)
 
     async def _keep_whole(self) -> None:
         while True:
             await asyncio.sleep(CHECK_INTERVAL_S)
-            await self._keeper.check(self._everybody(), asyncio.get_running_loop().time())
+            await self._keeper.check(self.everybody(), asyncio.get_running_loop().time())
 
     async def _listen(self) -> None:
         while True:

@@ -37,7 +37,8 @@ class Reply:
     """One client's end of one inference: records in, chunks out.
 
     `envelope` is held until the first record: until then the call may have to be enqueued again.
-    `after` is where a reader that comes back left off; it follows what others caused.
+    `after` is where a reader that comes back left off; it follows what others caused. `kept`: the
+    call is durable in Postgres, and its end comes from there if from nowhere else.
     """
 
     def __init__(
@@ -49,14 +50,18 @@ class Reply:
         envelope: Envelope | None = None,
         after: Position | None = None,
         follows: bool = False,
+        kept: bool = False,
     ) -> None:
         self.inference_id = inference_id
         self.pings = pings
         self.envelope = envelope
         self.enqueued = 1
         self.tenant_id: str | None = envelope.caller["tenant_id"] if envelope else None
-        self.follows = follows
+        self.follows, self.kept = follows, kept
         self.expected_at = self.last_heard = self.last_record = self.check_at = now
+        self.start_looked_at = now
+        # cut off here while the call runs on, for whoever reads on elsewhere
+        self.goes_on = False
         self.opened: bytes | None = None
         self.ended = self.finished = False
         self.gone = self.stalled = False
@@ -91,6 +96,11 @@ class Reply:
     def lacking(self) -> bool:
         """Whether a part is missing between what was passed on and what has been heard."""
         return self._heard_until >= self._expected and not self.ended
+
+    @property
+    def streaming(self) -> bool:
+        """Whether a stream has been opened towards the client."""
+        return self._sender is not None
 
     @property
     def unread(self) -> int:
@@ -182,9 +192,10 @@ class Reply:
         if self._unread > MAX_UNREAD_BYTES:
             self.hang_up()
 
-    def end(self, failure: Failure) -> None:
-        """Break the answer off."""
+    def end(self, failure: Failure, *, over: bool = False) -> None:
+        """Break the answer off; `over`: the call too is at its end, and need not be stopped."""
         self.ended = True
+        self.finished = over
         self._put(RecordKind.FAIL, pack_failure(failure))
         self._notify()
 

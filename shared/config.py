@@ -95,6 +95,7 @@ class Settings(BaseSettings):
         0.0, ge=0, le=1, validation_alias="SIMULATED_FAILURE_RATE"
     )
     call_deadline_s: float = Field(600.0, gt=0, validation_alias="CALL_DEADLINE_SECONDS")
+    start_deadline_s: float = Field(60.0, gt=0, validation_alias="START_DEADLINE_SECONDS")
     idle_deadline_s: float = Field(120.0, gt=0, validation_alias="IDLE_DEADLINE_SECONDS")
     connect_timeout_s: float = Field(10.0, gt=0, validation_alias="CONNECT_TIMEOUT_SECONDS")
     provider_attempts: int = Field(2, ge=1, le=5, validation_alias="PROVIDER_ATTEMPTS")
@@ -108,6 +109,7 @@ class Settings(BaseSettings):
     max_queue_age_s: float = Field(30.0, gt=0, validation_alias="MAX_QUEUE_AGE_SECONDS")
     max_tenant_queue: int = Field(2_000, ge=1, validation_alias="MAX_TENANT_QUEUE")
     drain_grace_s: float = Field(60.0, ge=0, validation_alias="DRAIN_GRACE_SECONDS")
+    drain_notice_s: float = Field(5.0, ge=0, validation_alias="DRAIN_NOTICE_SECONDS")
     lease_s: float = Field(5.0, gt=0, validation_alias="LEASE_SECONDS")
     coalesce_ms: float = Field(8.0, ge=0, le=10, validation_alias="COALESCE_MS")
     ping_interval_s: float = Field(10.0, gt=0, validation_alias="PING_INTERVAL_SECONDS")
@@ -201,7 +203,10 @@ def active_providers(
 ) -> frozenset[str]:
     """Slugs of the providers that a call can reach.
 
-    Those configured; where the simulated one stands in, all that the catalogue names too.
+    Those configured; where the simulated one stands in, all that the catalogue names too, but for
+    those whose wire we do not speak: what cannot be asked in earnest is not simulated.
     """
     configured = frozenset(slug for slug, config in providers.items() if config.configured)
-    return configured | frozenset(catalogued) if simulating(settings, providers) else configured
+    if not simulating(settings, providers):
+        return configured
+    return configured | (frozenset(catalogued) & PROVIDER_SETTINGS.keys())

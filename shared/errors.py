@@ -186,6 +186,16 @@ class PaymentsDormant(Unavailable):
 class KillswitchEngaged(Unavailable):
     code, default_retry_after = "cost_killswitch_engaged", 60.0
 
+    def __init__(
+        self,
+        message: str = (
+            "The cost killswitch is engaged: no new calls are taken until an operator releases it. "
+            "Nothing was charged."
+        ),
+        **detail: Any,
+    ) -> None:
+        super().__init__(message, **detail)
+
 
 class DeadlineExceeded(AinferaError):
     status, code, retryable = 504, "deadline_exceeded", True

@@ -161,11 +161,12 @@ class Killswitch:
 
     def check(self, tenant_id: str) -> None:
         """Raises `KillswitchEngaged` if new calls of this tenant are stopped."""
-        if self._engaged and (ALL in self._engaged or tenant_id in self._engaged):
-            raise KillswitchEngaged(
-                "The cost killswitch is engaged: no new calls are taken until an operator releases"
-                " it. Nothing was charged."
-            )
+        if self.stops(tenant_id):
+            raise KillswitchEngaged
+
+    def stops(self, tenant_id: str) -> bool:
+        """Whether new calls of this tenant are stopped."""
+        return bool(self._engaged) and (ALL in self._engaged or tenant_id in self._engaged)
 
     def obey(self, order: Mapping[str, Any]) -> None:
         """An order over the control channel; one to stop is obeyed before it is looked up."""

@@ -6,7 +6,9 @@ of a cluster. For a queue named `q`:
     q                  sorted set: jobs not due yet, by when they are (ms); arq's enqueue adds here
     q:job:<id>         hash: `job` in arq's format, `lane`, `try` (claims so far), `at` (enqueued,
                        us), `since` (waits since, us), `owner` (<worker>:<try> while in work),
-                       `stop` (there if it shall stop, whoever claims it next)
+                       `stop` (there if it shall stop, whoever claims it next: `1`, its client
+                       left or cancelled it; `late`, its client was told that it will not start),
+                       `back` (the tries that workers which were stopped handed back)
     q:payload:<id>     the bytes enqueued beside the job
     q:lane:<c>:<t>     list: the waiting jobs of tenant `t` in priority class `c`, in their order
     q:waiting          sorted set: all waiting jobs, by class and since when they wait
@@ -14,6 +16,8 @@ of a cluster. For a queue named `q`:
     q:turn             the last turn that was given: the store's clock, but never backwards
     q:lease            sorted set: jobs in work, by when their lease ends (us)
     q:claims           hash: how many jobs were claimed in this window of time and the one before
+    q:served           hash: when a worker that takes jobs was last there (`seen`, us), and one that
+                       is drained (`drained`)
     q:bell, q:passed   lists of one ring at most, for workers that wait
 
 Which lanes and jobs a script touches is known only inside it, so it makes their names from the
@@ -62,7 +66,9 @@ end
 """
 
 # KEYS: queue, bell. ARGV: id, job, payload, ttl (ms), lane, attempts, limited (0 or 1), most
-# jobs, longest wait (us), most jobs in a lane.
+# jobs, longest wait (us), most jobs in a lane, longest silence of the workers (us).
+# Interactive jobs are refused where no worker has been there for so long. Where nobody knows,
+# the time begins with the first job: a worker may be about to start.
 # A lane is too old by its first job. The queue is too old when the lane whose turn comes next
 # has waited too long for it, for so long would a newcomer wait: a tenant with a long queue of
 # its own refuses nobody else.
@@ -90,6 +96,16 @@ local function refuse(result, in_lane)
   if redis.call('EXISTS', job_key(id)) == 1 then return {'EXISTS', depth, oldest} end
   local lanes = redis.call('ZCARD', q .. ':turns')
   return {result, depth, oldest, in_lane, lanes, math.floor(rate())}
+end
+if ARGV[7] == '1' and lane:sub(1, 1) == '0' then
+  local patience = tonumber(ARGV[11])
+  local served = redis.call('HMGET', q .. ':served', 'seen', 'drained')
+  if not served[1] then
+    redis.call('HSET', q .. ':served', 'seen', now)
+  elseif now - served[1] > patience then
+    local drained = served[2] and now - served[2] <= patience
+    return refuse(drained and 'DRAINED' or 'UNSERVED', 0)
+  end
 end
 if ARGV[7] == '1' and depth > 0 then
   local in_lane = redis.call('LLEN', lane_key(lane))
@@ -127,6 +143,7 @@ CLAIM = (
 local limit, foreign, turns = tonumber(ARGV[1]), ARGV[4], q .. ':turns'
 local free = {}
 for i = 7, #ARGV, 2 do free[ARGV[i]] = tonumber(ARGV[i + 1]) end
+redis.call('HSET', q .. ':served', 'seen', now)
 
 -- what a dead worker had goes to the front of its lane; the oldest last, so it is first there
 local lost = {}
@@ -171,7 +188,7 @@ local function take(lane)
   end
   if not id then return 0 end
   redis.call('ZREM', q .. ':waiting', id)
-  local kept = redis.call('HMGET', job_key(id), 'job', 'try', 'since', 'stop')
+  local kept = redis.call('HMGET', job_key(id), 'job', 'try', 'since', 'stop', 'back')
   local job = kept[1]
   if not job and foreign ~= '' then job = redis.call('GET', foreign .. id) end
   if not job or not kept[2] then
@@ -182,8 +199,8 @@ local function take(lane)
   redis.call('HSET', job_key(id), 'try', try, 'owner', ARGV[3] .. ':' .. try)
   redis.call('ZADD', KEYS[2], now + ARGV[2], id)
   local payload = redis.call('GET', payload_key(id))
-  local stop = kept[4] and 1 or 0
-  claimed[#claimed + 1] = {id, job, try, payload, lane:sub(3), now - kept[3], stop}
+  local waited, stop, back = now - kept[3], kept[4] or '', kept[5] or ''
+  claimed[#claimed + 1] = {id, job, try, payload, lane:sub(3), waited, stop, back}
   return 1
 end
 
@@ -245,26 +262,63 @@ STOP = (
     + _NOW
     + """
 if redis.call('EXISTS', job_key(ARGV[1])) == 0 then return 0 end
-redis.call('HSET', job_key(ARGV[1]), 'stop', 1)
+redis.call('HSETNX', job_key(ARGV[1]), 'stop', 1)
 return 1
 """
 )
 
-DONE, DONE_KEEP = -1, -2
+# KEYS: queue. ARGV: ids of interactive jobs that have waited too long to be begun. Those that
+# nobody works on will not be: whoever claims one has only to close it, after all other work.
+# Returns for each: NOT_STARTED; LOST, its worker was lost before; BEGUN; GONE, there is no job.
+GIVE_UP = (
+    WHEN_FULL
+    + _NOW
+    + _WAIT
+    + """
+local function give_up(id)
+  local job = redis.call('HMGET', job_key(id), 'lane', 'owner', 'try')
+  local lane, held = job[1], job[2] and job[2] ~= ''
+  if not lane then return 'GONE' end
+  if held and tonumber(redis.call('ZSCORE', q .. ':lease', id) or 0) > now then return 'BEGUN' end
+  redis.call('HSETNX', job_key(id), 'stop', 'late')
+  if redis.call('LREM', lane_key(lane), 1, id) == 1 then
+    if redis.call('EXISTS', lane_key(lane)) == 0 then redis.call('ZREM', q .. ':turns', lane) end
+    lane = '2' .. lane:sub(2)
+    redis.call('HSET', job_key(id), 'lane', lane)
+    wait_in(lane, id, 'RPUSH')
+  end
+  return tonumber(job[3]) == 0 and 'NOT_STARTED' or 'LOST'
+end
+local said = {}
+for i, id in ipairs(ARGV) do said[i] = give_up(id) end
+return said
+"""
+)
+
+# KEYS: queue. ARGV: `seen` or `drained`. A worker was here just now, which claims nothing because
+# it is full, or drained; who claims is seen by that.
+SERVE = WHEN_FULL + _NOW + "redis.call('HSET', q .. ':served', ARGV[1], now)\n"
+
+DONE, DONE_KEEP, HANDED_BACK = -1, -2, -3
 
 # KEYS: queue, leases, bell. ARGV: worker, prefix of arq's jobs or '', how long such a job is
 # kept if it is (ms), then jobs, their tries and their waits (ms). Ends what the caller still
 # owns: wait -1 deletes all of a job; -2 too, but keeps arq's, so that it is not enqueued again;
-# 0 puts it to the front of its lane; more is when it is due again.
+# 0 puts it to the front of its lane; -3 too, and notes that this try was handed back; more is
+# when it is due again.
 FINISH = (
     WHEN_FULL
     + _NOW
     + _WAIT
     + """
 local ended, foreign = 0, ARGV[2]
-local function finish(id, lane, wait)
+local function finish(id, lane, try, wait)
   redis.call('ZREM', KEYS[2], id)
-  if wait == 0 then
+  if wait == -3 then
+    local back = redis.call('HGET', job_key(id), 'back')
+    redis.call('HSET', job_key(id), 'back', (back and back .. ' ' or '') .. try)
+  end
+  if wait == 0 or wait == -3 then
     back_to(lane, id)
     ring(KEYS[3])
   elseif wait > 0 then
@@ -283,7 +337,7 @@ end
 for i = 4, #ARGV, 3 do
   local job = redis.call('HMGET', job_key(ARGV[i]), 'owner', 'lane')
   if job[1] == ARGV[1] .. ':' .. ARGV[i + 1] then
-    finish(ARGV[i], job[2], tonumber(ARGV[i + 2]))
+    finish(ARGV[i], job[2], ARGV[i + 1], tonumber(ARGV[i + 2]))
     ended = ended + 1
   end
 end
@@ -303,6 +357,7 @@ class QueueKeys:
         self.claims = f"{queue}:claims"
         self.bell = f"{queue}:bell"
         self.passed = f"{queue}:passed"
+        self.served = f"{queue}:served"
 
     def job(self, job_id: str) -> str:
         return f"{self.queue}:job:{job_id}"

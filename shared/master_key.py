@@ -43,10 +43,7 @@ class MasterKeyProofRow(SQLModel, table=True):
 
 async def check_master_key(database_url: str, master_key: str) -> None:
     """Raises `SettingsError` for a key that cannot seal or is not the database's."""
-    try:
-        sealer = Sealer(master_key, _PURPOSE)
-    except ValueError as error:
-        raise SettingsError(f"{error}; `fleet secrets` prints one.") from None
+    sealer = usable_sealer(master_key)
     async with postgres("DATABASE_URL", database_url, APP_ROLE) as connection:
         try:
             sealed = await connection.fetchval(_READ)
@@ -62,6 +59,14 @@ async def check_master_key(database_url: str, master_key: str) -> None:
                 "the one it made in FLEET_HOME/secrets.env. If it is lost, so are they: start "
                 "anew with an empty database or another FLEET_HOME."
             ) from None
+
+
+def usable_sealer(master_key: str) -> Sealer:
+    """Raises `SettingsError` for a key that cannot seal, whatever the database says."""
+    try:
+        return Sealer(master_key, _PURPOSE)
+    except ValueError as error:
+        raise SettingsError(f"{error}; `fleet secrets` prints one.") from None
 
 
 async def _try_oldest(connection: Connection, master_key: str) -> None:

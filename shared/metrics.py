@@ -14,6 +14,8 @@ OTHER = "other"
 
 # what workers count; the ingress shows the sum over all of them, see `FleetTotals`
 FLEET = CollectorRegistry()
+# what a store says when it is asked; shown only while it answers
+POSTGRES_SAYS, VALKEY_SAYS = CollectorRegistry(), CollectorRegistry()
 
 HTTP_REQUESTS = Counter(
     "ainfera_http_requests_total",
@@ -66,38 +68,70 @@ TIME_TO_FIRST_EVENT = Histogram(
     "From the enqueuing of a call to its first event at the ingress.",
     buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
-AUDIT_CHAIN_HEIGHT = Gauge("ainfera_audit_chain_height", "Audit events in all chains.")
-AUDIT_CHAIN_FRESHNESS = Gauge(
-    "ainfera_audit_chain_freshness_seconds", "Age of the newest audit event."
+AUDIT_CHAIN_HEIGHT = Gauge(
+    "ainfera_audit_chain_height", "Audit events in all chains.", registry=POSTGRES_SAYS
 )
-AUDIT_LOG_SIZE = Gauge("ainfera_audit_log_size", "Audit events under the newest checkpoint.")
+AUDIT_CHAIN_FRESHNESS = Gauge(
+    "ainfera_audit_chain_freshness_seconds",
+    "Age of the newest audit event.",
+    registry=POSTGRES_SAYS,
+)
+AUDIT_LOG_SIZE = Gauge(
+    "ainfera_audit_log_size",
+    "Audit events under the newest checkpoint.",
+    registry=POSTGRES_SAYS,
+)
 AUDIT_CHECKPOINT_AGE = Gauge(
     "ainfera_audit_checkpoint_age_seconds",
     "Age of the newest checkpoint; none is signed while nothing happens.",
+    registry=POSTGRES_SAYS,
 )
 DISPATCH_WITHOUT_CAPTURE = Gauge(
     "ainfera_dispatch_without_capture_total",
     "Routed calls that ended without a routing_outcomes row; must stay 0.",
+    registry=POSTGRES_SAYS,
 )
 PASSTHROUGH_CAPTURED = Gauge(
     "ainfera_passthrough_captured_total",
     "Pinned calls that left a routing_outcomes row; must stay 0.",
+    registry=POSTGRES_SAYS,
 )
-HOLDS_OUTSTANDING = Gauge("ainfera_holds_outstanding", "Holds neither posted nor voided.")
-QUEUE_DEPTH = Gauge("ainfera_queue_depth", "Jobs that wait for a worker.", ["priority"])
+HOLDS_OUTSTANDING = Gauge(
+    "ainfera_holds_outstanding", "Holds neither posted nor voided.", registry=POSTGRES_SAYS
+)
+QUEUE_DEPTH = Gauge(
+    "ainfera_queue_depth", "Jobs that wait for a worker.", ["priority"], registry=VALKEY_SAYS
+)
 QUEUE_OLDEST_AGE = Gauge(
-    "ainfera_queue_oldest_age_seconds", "How long the oldest of them has waited.", ["priority"]
+    "ainfera_queue_oldest_age_seconds",
+    "How long the oldest of them has waited.",
+    ["priority"],
+    registry=VALKEY_SAYS,
 )
 QUEUE_READY = Gauge(
-    "ainfera_queue_ready", "Jobs that could be claimed now; what to scale workers by."
+    "ainfera_queue_ready",
+    "Jobs that could be claimed now; what to scale workers by.",
+    registry=VALKEY_SAYS,
 )
-JOBS_IN_FLIGHT = Gauge("ainfera_jobs_in_flight", "Jobs that workers have claimed and not ended.")
-WORKERS = Gauge("ainfera_workers", "Workers that are alive.", ["kind", "state"])
-DEAD_LETTERS = Gauge("ainfera_dead_letters", "Dead letters that wait for an operator.")
+JOBS_IN_FLIGHT = Gauge(
+    "ainfera_jobs_in_flight", "Jobs that workers have claimed and not ended.", registry=VALKEY_SAYS
+)
+WORKERS = Gauge(
+    "ainfera_workers", "Workers that are alive.", ["kind", "state"], registry=VALKEY_SAYS
+)
+DEAD_LETTERS = Gauge(
+    "ainfera_dead_letters", "Dead letters that wait for an operator.", registry=POSTGRES_SAYS
+)
 DEAD_LETTERS_TOTAL = Gauge(
     "ainfera_dead_letters_total",
     "Dead letters by what has become of them; `dead` are those that still wait.",
     ["outcome"],
+    registry=POSTGRES_SAYS,
+)
+STORE_UP = Gauge(
+    "ainfera_store_up",
+    "Whether a store answered: what it says is left out where it did not.",
+    ["store"],
 )
 KILLSWITCH_ENGAGED = Gauge(
     "ainfera_cost_killswitch_engaged",
@@ -106,14 +140,17 @@ KILLSWITCH_ENGAGED = Gauge(
 KILLSWITCH_SPENT = Gauge(
     "ainfera_cost_killswitch_spent_usd",
     "What all tenants have spent in the killswitch's window, held money included; NaN: unwatched.",
+    registry=VALKEY_SAYS,
 )
 KILLSWITCH_THRESHOLD = Gauge(
     "ainfera_cost_killswitch_threshold_usd",
     "What they may spend in it; +Inf where no threshold is set.",
+    registry=VALKEY_SAYS,
 )
 KILLSWITCH_CLOSEST_TENANT = Gauge(
     "ainfera_cost_killswitch_closest_tenant_ratio",
     "The largest share of its own threshold that any tenant has spent.",
+    registry=VALKEY_SAYS,
 )
 STREAM_RESUMES = Counter(
     "ainfera_stream_resumes_total",

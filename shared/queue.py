@@ -20,8 +20,8 @@ from redis.commands.core import AsyncScript
 
 from shared.config import Settings
 from shared.domain.inference import Dialect
-from shared.errors import AinferaError, Overloaded, RateLimited
-from shared.lanes import ENQUEUE, STOP, QueueKeys
+from shared.errors import AinferaError, Draining, Overloaded, RateLimited
+from shared.lanes import ENQUEUE, GIVE_UP, STOP, QueueKeys
 
 # all keys of a queue begin with its name; the braces are its hash tag, one slot of a cluster
 INFERENCE_QUEUE = "{ainfera:inference}"
@@ -31,7 +31,13 @@ RUN_INFERENCE = "run_inference"
 # a job nobody claimed for so long is of no use to its caller
 JOB_TTL_MS = 24 * 60 * 60 * 1000
 
-Result = Literal["QUEUED", "EXISTS", "BUSY", "TENANT_BUSY"]
+# no worker for so long: new calls are not taken in to wait for one; a restart is shorter
+UNSERVED_AFTER_S = 10.0
+# a worker takes some seconds to start; an operator who drains the fleet takes longer
+UNSERVED_RETRY_S, DRAINED_RETRY_S = 15, 60
+
+Result = Literal["QUEUED", "EXISTS", "BUSY", "TENANT_BUSY", "UNSERVED", "DRAINED"]
+GivenUp = Literal["NOT_STARTED", "LOST", "BEGUN", "GONE"]
 
 
 class Priority(IntEnum):
@@ -81,10 +87,21 @@ class Queued:
                 "Too many calls of yours wait already; nothing was charged.",
                 retry_after=self.retry_after_s,
             )
+        if self.result == "UNSERVED":
+            return Overloaded(
+                "No worker is there to answer calls at the moment; nothing was charged.",
+                retry_after=self.retry_after_s,
+            )
+        if self.result == "DRAINED":
+            return Draining(
+                "The operators have drained the fleet: no new calls are begun until they resume "
+                "it. Nothing was charged.",
+                retry_after=self.retry_after_s,
+            )
         return None
 
     def ensure_taken(self) -> None:
-        """Raises `Overloaded` (503) or `RateLimited` (429) where the job was not taken."""
+        """Raises `Overloaded`, `Draining` (503) or `RateLimited` (429) for a job not taken."""
         if (refusal := self.refusal) is not None:
             raise refusal
 
@@ -97,6 +114,10 @@ def retry_after_s(
     Room is when a tenth of what may wait, or of what does wait, has gone: of the lane, which
     gets its share of the rate, or of all. Nobody claims: as long as we ever say.
     """
+    if result == "UNSERVED":
+        return UNSERVED_RETRY_S
+    if result == "DRAINED":
+        return DRAINED_RETRY_S
     if result == "TENANT_BUSY":
         waiting, most, rate = in_lane, limits.in_lane, per_second / max(1, lanes)
     else:
@@ -203,6 +224,7 @@ class InferenceQueue:
         self._keys = QueueKeys(INFERENCE_QUEUE)
         self._enqueue: AsyncScript = redis.register_script(ENQUEUE)
         self._stop: AsyncScript = redis.register_script(STOP)
+        self._give_up: AsyncScript = redis.register_script(GIVE_UP)
 
     async def enqueue(
         self,
@@ -230,6 +252,7 @@ class InferenceQueue:
             limits.depth,
             int(limits.age_s * 1_000_000),
             limits.in_lane,
+            int(UNSERVED_AFTER_S * 1_000_000),
         ]
         answer = await self._enqueue(keys=[self._keys.queue, self._keys.bell], args=args)
         result, depth, oldest_age_s = answer[0].decode(), answer[1], answer[2] / 1_000_000
@@ -247,6 +270,14 @@ class InferenceQueue:
     async def stop(self, inference_id: UUID) -> None:
         """Note at its job, if there is one, that it shall stop: whoever claims it next knows."""
         await self._stop(keys=[self._keys.queue], args=[str(inference_id)])
+
+    async def give_up(self, ids: Sequence[UUID]) -> list[GivenUp]:
+        """Of calls that have waited for too long, those that nobody has begun never will be.
+
+        Whoever claims one of them later only writes down that it expired. One round trip.
+        """
+        said = await self._give_up(keys=[self._keys.queue], args=[str(each) for each in ids])
+        return [each.decode() for each in said]
 
     async def holding(self, ids: Sequence[UUID]) -> set[UUID]:
         """Which of these have a job, waiting or in work; one round trip."""

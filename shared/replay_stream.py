@@ -68,6 +68,7 @@ def pack_head(envelope: Envelope) -> bytes:
             "tenant_id": envelope.caller["tenant_id"],
             "agent_id": envelope.caller["agent_id"],
             "accepted_at": envelope.accepted_at,
+            "kept": envelope.kept,
         }
     )
 
@@ -84,6 +85,7 @@ def unpack_head(packed: bytes, inference_id: UUID) -> Envelope:
         accepted_at=fields["accepted_at"],
         trace_id="",
         body=b"",
+        kept=fields.get("kept", False),
     )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import socket
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -115,3 +116,24 @@ async def test_a_worker_is_well_while_it_says_so(redis_url: str) -> None:
         assert await health("books") == 1
         await presence.leave()
     assert await health("inference") == 1
+
+
+def test_secrets_are_written_for_their_owner_alone_and_over_nothing(tmp_path: Path) -> None:
+    to = tmp_path / ".env"
+    done = fleet("secrets", "--compose", "--write", str(to))
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert to.stat().st_mode & 0o777 == 0o600
+    written = to.read_text()
+    assert written.count("\n") == 6
+    again = fleet("secrets", "--write", str(to))
+    assert again.exit_code == 1
+    assert to.read_text() == written
+
+
+def test_signup_asks_where_the_settings_say(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+        done = fleet("signup", "somebody", PORT=port, FLEET_HOME=str(tmp_path), AINFERA_BASE_URL="")
+    assert done.exit_code == 1
+    assert f"http://127.0.0.1:{port}" in done.output

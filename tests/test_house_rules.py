@@ -60,6 +60,7 @@ VAGUE_NAMES = {
 PROCESS_EDGES = {
     "workers/fleet.py": 1,  # one job's failure is not the worker's
     "workers/inference.py": 1,  # a bug while a provider is asked is settled like any fault
+    "ingress/middleware.py": 1,  # a bug in a call is a 500 in its client's dialect
     "ingress/operations.py": 1,  # whatever a dependency's failure is, we are not ready
 }
 

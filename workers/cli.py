@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 from secrets import token_urlsafe
 from typing import Annotated
 
@@ -123,18 +124,28 @@ def secrets(
     compose: Annotated[
         bool, typer.Option("--compose", help="Also the passwords that compose.yaml asks for.")
     ] = False,
+    write: Annotated[
+        Path | None, typer.Option(help="A new file for them, which only you can read.")
+    ] = None,
 ) -> None:
     """Print fresh keys to put into the environment of every process.
 
     The master key seals what is stored encrypted: lose it, and that is lost.
 
-    Example: fleet secrets --compose > .env
+    Example: fleet secrets --compose --write .env
     """
     values = new_secrets()
     if compose:
         values |= {name: token_urlsafe(24) for name in COMPOSE_PASSWORDS}
-    for name, value in values.items():
-        say(f"{name}={value}")
+    lines = [f"{name}={value}\n" for name, value in values.items()]
+    if write is None:
+        sys.stdout.write("".join(lines))
+        return
+    try:  # never over a file that is there: it may hold the only copy of a master key
+        with os.fdopen(os.open(write, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.writelines(lines)
+    except OSError as error:
+        fail(f"{write} was not written: {error.strerror}.")
 
 
 @main.command()
@@ -161,8 +172,9 @@ def signup(
     handle: Annotated[str, typer.Argument(help="The agent's handle.")],
     owner: Annotated[str | None, typer.Option(help="The owner's handle.")] = None,
     url: Annotated[
-        str, typer.Option(envvar="AINFERA_BASE_URL", help="Where the fleet is.")
-    ] = "http://127.0.0.1:8080",
+        str | None,
+        typer.Option(envvar="AINFERA_BASE_URL", help="Where the fleet is; else by HOST and PORT."),
+    ] = None,
     internal_key: Annotated[
         str, typer.Option(envvar="AINFERA_INTERNAL_KEY", help="Where signup is not open.")
     ] = "",
@@ -171,10 +183,12 @@ def signup(
 
     Example: fleet signup my-agent --owner me
     """
+    with told():
+        url = (url or fleet_settings().local_url).rstrip("/")
     body = {"agent_handle": handle} | ({"owner_handle": owner} if owner else {})
     headers = {"X-Ainfera-Internal-Key": internal_key} if internal_key else {}
     try:
-        answer = httpx.post(f"{url.rstrip('/')}/v1/agents/signup", json=body, headers=headers)
+        answer = httpx.post(f"{url}/v1/agents/signup", json=body, headers=headers)
     except httpx.TransportError as error:
         fail(f"No fleet answers at {url}: {error}")
     if answer.is_error:

@@ -55,12 +55,23 @@ UNREADABLE = Cause("envelope_unreadable", "The job's envelope cannot be read by 
 
 @dataclass(frozen=True, slots=True)
 class Remains:
-    """What is left of a call: its job as it was claimed, and its envelope if it can be read."""
+    """What is left of a call: its job as it was claimed, and its envelope if it can be read.
+
+    `handed_back` are attempts that a worker gave back in good order, because it was stopped.
+    """
 
     inference_id: UUID
     attempt: int
     payload: bytes = field(repr=False)
     envelope: Envelope | None = None
+    handed_back: frozenset[int] = frozenset()
+    late: bool = False
+
+    @property
+    def lost(self) -> list[int]:
+        """The attempts before this one that were lost with their workers."""
+        tried = self.envelope.tried if self.envelope is not None else self.attempt - 1
+        return [n for n in range(tried + 1, self.attempt) if n not in self.handed_back]
 
     def tell(self, failure: Failure, deps: Deps) -> None:
         """The first and only word of an attempt that made no answer."""
@@ -75,10 +86,9 @@ class Remains:
 
     def failures(self, cause: Cause) -> list[dict[str, Any]]:
         """One entry for each attempt that has left a trace here."""
-        tried = self.envelope.tried if self.envelope is not None else self.attempt - 1
+        lost = [{"attempt": n, "code": WORKERS_LOST.code} for n in self.lost]
         if cause is WORKERS_LOST:
-            return [{"attempt": n, "code": cause.code} for n in range(tried + 1, self.attempt)]
-        lost = [{"attempt": n, "code": "worker_lost"} for n in range(tried + 1, self.attempt)]
+            return lost
         return [*lost, {"attempt": self.attempt, "code": cause.code, "message": cause.message}]
 
 

@@ -35,7 +35,7 @@ from shared.config import (
 )
 from shared.embedded import Servers, embedded_servers, refuse_claimed
 from shared.listening import refuse_address
-from shared.master_key import check_master_key
+from shared.master_key import check_master_key, usable_sealer
 from shared.preflight import check_postgres, check_valkey, refusal
 from workers.procfile import (
     Stopped,
@@ -75,6 +75,8 @@ def up() -> int:
 
 def _up(signals: StopSignals) -> int:
     settings = read_settings()
+    if given := settings.master_key.get_secret_value():
+        usable_sealer(given)  # before anything is started, or written
     home = settings.fleet_home.resolve()
     refuse_claimed(home)  # before the port, which that fleet has taken too, most likely
     refuse_address(settings.host, settings.port)

@@ -12,7 +12,6 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Iterable
-from dataclasses import dataclass
 from typing import Any, cast
 
 from arq.connections import create_pool, log_redis_info
@@ -24,9 +23,10 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 
 from shared.fleet import BEAT_S, WorkerState
-from shared.lanes import CLAIM, DONE, DONE_KEEP, FINISH, RENEW, QueueKeys
+from shared.lanes import CLAIM, DONE, DONE_KEEP, FINISH, HANDED_BACK, RENEW, SERVE, QueueKeys
 from shared.queue import JOB_TTL_MS
 from shared.valkey import reachable
+from workers.claims import Claim, End
 from workers.presence import Presence
 
 log = logging.getLogger(__name__)
@@ -38,42 +38,12 @@ START_PATIENCE_S = 60.0
 BELL_PATIENCE_S = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """One job as it was claimed; `attempt` counts from 1, over all workers.
-
-    `stop`: an order to stop was given before the claim.
-    """
-
-    job_id: str
-    job: bytes
-    attempt: int
-    payload: bytes | None
-    tenant: str
-    waited_us: int
-    stop: bool
-
-    @property
-    def key(self) -> str:
-        """This run of the job; another attempt of the same job is another run."""
-        return f"{self.job_id}:{self.attempt}"
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """How a run ended: `wait` is DONE, DONE_KEEP, or in how many ms the job is due again."""
-
-    job_id: str
-    attempt: int
-    wait: int
-
-
 class FleetWorker(Worker):
     """A worker of the fleet: `FleetWorker(functions, lease_s=5.0, **arq's own settings)`.
 
     `ctx` of a job has arq's `job_id` and `job_try`, `payload`: the bytes enqueued beside the
-    job, or None, and `stop`: whether an order to stop it was given before it was claimed. A job
-    that raises `Retry`, or is cancelled by a shutdown, is due again; any other end deletes it.
+    job, or None, and `stop`, `late` and `handed_back` as in `Claim`. A job that raises `Retry`, or
+    is cancelled by a shutdown, is due again; any other end deletes it.
     `jobs_per_tenant` of the slots are one tenant's at most.
     `arq_jobs` is the prefix of the jobs that arq's own `enqueue_job` makes (cron does), or ""
     for a queue that takes none, whose keys then all are in one slot of a cluster.
@@ -119,6 +89,7 @@ class FleetWorker(Worker):
         self._claim: AsyncScript = self.pool.register_script(CLAIM)
         self._renew: AsyncScript = self.pool.register_script(RENEW)
         self._finish: AsyncScript = self.pool.register_script(FINISH)
+        self._serve: AsyncScript = self.pool.register_script(SERVE)
         self.presence.open(self.pool)
         await log_redis_info(self.pool, log.info)
         self.ctx["redis"] = self.pool
@@ -186,10 +157,7 @@ class FleetWorker(Worker):
             ],
         )
         self._gave_turn_away = bool(gave_turn_away)
-        return [
-            Claim(id_.decode(), job, attempt, payload or None, tenant.decode(), waited, bool(stop))
-            for id_, job, attempt, payload, tenant, waited, stop in rows
-        ]
+        return [Claim.unpack(row) for row in rows]
 
     async def _keep_time(self) -> None:
         """arq's cron, but not while drained: it would catch up every fire that was missed."""
@@ -245,7 +213,7 @@ class FleetWorker(Worker):
             wait, outcome = int(retry.defer_score or 0), "retried"
         except asyncio.CancelledError:
             self.jobs_retried += 1
-            wait, outcome = 0, "retried"
+            wait, outcome = 0 if self.allow_pick_jobs else HANDED_BACK, "retried"
         except Exception:  # the edge of a job: whatever it was, the worker goes on
             self.jobs_failed += 1
             outcome = "failed"
@@ -282,6 +250,8 @@ class FleetWorker(Worker):
             "job_try": claim.attempt,
             "payload": claim.payload,
             "stop": claim.stop,
+            "late": claim.late,
+            "handed_back": claim.handed_back,
         }
         if self.on_job_start:
             await self.on_job_start(ctx)
@@ -359,6 +329,8 @@ class FleetWorker(Worker):
     async def _say_hello(self) -> None:
         try:
             drained = await self.presence.beat(self.state, self.job_counter, self.max_jobs)
+            if self.allow_pick_jobs and (drained or self.job_counter >= self.max_jobs):
+                await self._serve(keys=[self._keys.queue], args=["drained" if drained else "seen"])
         except (RedisError, OSError) as error:
             log.warning("presence_not_said", extra={"error": repr(error)})
             return
@@ -370,6 +342,7 @@ class FleetWorker(Worker):
 
     async def close(self) -> None:
         """Hand back what still runs, end what has ended, then close as arq does."""
+        self.allow_pick_jobs = False
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)

@@ -53,7 +53,7 @@ OPENED = frozenset({"OPENED", "EXISTS"})
 
 
 async def run_inference(ctx: Mapping[str, Any], inference_id: str) -> None:
-    """The arq job: `ctx` holds our `deps`, the `payload` beside the job, `job_try` and `stop`."""
+    """The arq job: `ctx` holds our `deps` and what the claim brought (`workers.claims.Claim`)."""
     deps: Deps = ctx["deps"]
     payload: bytes | None = ctx["payload"]
     if payload is None:
@@ -62,7 +62,13 @@ async def run_inference(ctx: Mapping[str, Any], inference_id: str) -> None:
     bind_inference(inference_id)
     if ctx.get("stop"):  # the order was given when perhaps nobody was there to hear it
         deps.cancellations.cancel(inference_id)
-    remains = Remains(UUID(inference_id), ctx["job_try"], payload)
+    remains = Remains(
+        UUID(inference_id),
+        ctx["job_try"],
+        payload,
+        handed_back=ctx.get("handed_back", frozenset()),
+        late=ctx.get("late", False),
+    )
     try:
         envelope = read_envelope(payload)
     except ValueError:
@@ -70,7 +76,7 @@ async def run_inference(ctx: Mapping[str, Any], inference_id: str) -> None:
         return
     bind_trace(envelope.trace_id)
     remains = replace(remains, envelope=envelope)
-    if remains.attempt - envelope.tried > MAX_ATTEMPTS:  # not parsed: that may be what kills
+    if len(remains.lost) >= MAX_ATTEMPTS:  # not parsed: that may be what kills
         remains.tell(set_aside(), deps)
         await bury(remains, WORKERS_LOST, set_aside(), deps)
         return
@@ -82,6 +88,7 @@ async def attempt_once(remains: Remains, envelope: Envelope, deps: Deps) -> None
     call = None
     try:
         call = take_up(envelope, remains.attempt, deps)
+        call.late = remains.late
         if envelope.kept and not await take_kept(call, deps):
             return
         await carry_out(call, deps)
@@ -199,14 +206,17 @@ def refused_before_hold(call: Call, plan: Plan, deps: Deps) -> Ending | None:
     patience_s = (
         settings.background_deadline_s if call.request.background else (settings.call_deadline_s)
     )
-    if call.claimed_at - call.envelope.accepted_at > patience_s:
+    if call.late or call.claimed_at - call.envelope.accepted_at > patience_s:
         late = DeadlineExceeded("The call waited in the queue for too long and was not started.")
         return Ending(Outcome.EXPIRED, failure=late.failure())
-    try:
-        deps.killswitch.check(call.tenant_id)
-    except KillswitchEngaged as stopped:  # it was engaged while the call waited in the queue
-        return Ending(Outcome.REJECTED_CAP, failure=stopped.failure())
+    if deps.killswitch.stops(call.tenant_id) or not_to_be_kept(call):
+        return Ending(Outcome.REJECTED_CAP, failure=KillswitchEngaged().failure())
     return plan.refusal
+
+
+def not_to_be_kept(call: Call) -> bool:
+    """A call in the background that its ingress did not keep: the killswitch is engaged there."""
+    return call.request.background and not call.envelope.kept
 
 
 def refused_by_ledger(held: Held, plan: Plan) -> Ending | None:

@@ -7,7 +7,8 @@ under its own id. The database counts its attempts, so it starts no attempt over
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from uuid import UUID
 
@@ -15,7 +16,7 @@ import asyncpg
 from redis.exceptions import RedisError
 
 from shared.control import CANCEL, give_order
-from shared.db import Connection
+from shared.db import TRANSIENT, Connection
 from shared.keys import SealBroken
 from shared.queue import Priority
 from workers.sweep import BooksDeps
@@ -26,6 +27,7 @@ PAGE = 500
 FORGET_LIMIT = 1000
 # What one round does not reach the next one does: what was just driven is passed over.
 ROUND_S = 8.0
+CLOSING_S = 2.0
 
 # Calls that may be lost, in the order of their ids, which is that of their age.
 _OPEN = """
@@ -63,10 +65,9 @@ DELETE FROM kept_calls WHERE inference_id IN (
 async def drive_kept_calls(ctx: Mapping[str, Any]) -> int:
     """Enqueue every kept call that has fallen out of the queue. Returns how many."""
     deps: BooksDeps = ctx["deps"]
-    connection = await deps.db.connect_raw()
     after, driven, seen, began = UUID(int=0), 0, 0, time.monotonic()
     patience_s = deps.settings.redrive_after_s
-    try:
+    async with _until_next_round("kept_calls_wait"), _connected(deps) as connection:
         await connection.execute(_CLOSE)
         while page := await connection.fetch(_OPEN, after, patience_s, PAGE):
             seen += len(page)
@@ -74,13 +75,28 @@ async def drive_kept_calls(ctx: Mapping[str, Any]) -> int:
             after = page[-1]["inference_id"]
             if time.monotonic() - began > ROUND_S:
                 break
-    except (RedisError, OSError) as error:
-        log.warning("kept_calls_wait", extra={"error": repr(error)})
-    finally:
-        await connection.close()
     if driven:
         log.warning("kept_calls_driven", extra={"driven": driven, "looked_at": seen})
     return driven
+
+
+@asynccontextmanager
+async def _until_next_round(waits: str) -> AsyncIterator[None]:
+    """A store that is away ends a round with one line in the log; the next one comes soon."""
+    try:
+        yield
+    except (RedisError, *TRANSIENT) as error:
+        log.warning(waits, extra={"error": repr(error)})
+
+
+@asynccontextmanager
+async def _connected(deps: BooksDeps) -> AsyncIterator[Connection]:
+    connection = await deps.db.connect_raw()
+    try:
+        yield connection
+    finally:
+        with suppress(*TRANSIENT):
+            await connection.close(timeout=CLOSING_S)
 
 
 async def _drive(connection: Connection, page: Sequence[asyncpg.Record], deps: BooksDeps) -> int:
@@ -115,17 +131,14 @@ async def _enqueue(connection: Connection, inference_id: UUID, deps: BooksDeps) 
 async def forget_kept_calls(ctx: Mapping[str, Any]) -> int:
     """Delete what has been kept for its time. Returns how many calls."""
     deps: BooksDeps = ctx["deps"]
-    connection = await deps.db.connect_raw()
     forgotten = 0
-    try:
+    async with _until_next_round("kept_calls_not_forgotten"), _connected(deps) as connection:
         while True:
             status = await connection.execute(_FORGET, FORGET_LIMIT)
             deleted = int(status.rpartition(" ")[2])
             forgotten += deleted
             if deleted < FORGET_LIMIT:
                 break
-    finally:
-        await connection.close()
     if forgotten:
         log.info("kept_calls_forgotten", extra={"calls": forgotten})
     return forgotten

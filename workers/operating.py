@@ -110,7 +110,7 @@ def drain_command(
         show_json({"draining": ids, "idle": idle})
     else:
         done = "drained" if idle else "told to drain"
-        Console().print(f"{named(ids)} {done}. `fleet resume {worker}` takes it back.")
+        plain().print(f"{named(ids)} {done}. `fleet resume {worker}` takes it back.")
     if idle is False:
         fail(f"Still at work after {timeout:g} s; see `fleet workers`.")
 
@@ -124,7 +124,7 @@ def resume_command(worker: Which = ALL, json: AsJson = False) -> None:
     meant = ask(lambda redis: resume(redis, worker, actor=this_operator()))
     ids = [each.id for each in meant]
     asyncio.run(note_act("fleet.resume", worker, workers=ids))
-    show_json({"resumed": ids}) if json else Console().print(f"{named(ids)} told to go on.")
+    show_json({"resumed": ids}) if json else plain().print(f"{named(ids)} told to go on.")
 
 
 @jobs.command("show")
@@ -139,7 +139,7 @@ def show_command(
     Example: fleet jobs show 01981c5e-7d1a-7cc3-9f57-6d2a3a1c0b11
     """
     job = ask(lambda redis: show_job(redis, job_id))
-    show_json(as_json(job)) if json else Console().print(job_view(job))
+    show_json(as_json(job)) if json else plain().print(job_view(job))
     if job.state == "unknown":
         raise typer.Exit(1)
 
@@ -181,6 +181,11 @@ def redis_url() -> str:
 
 
 # -- what is shown ------------------------------------------------------------------------------
+
+
+def plain() -> Console:
+    """For sentences: an id in them is neither coloured nor broken, so that it can be copied."""
+    return Console(soft_wrap=True, highlight=False)
 
 
 def show_json(what: Any) -> None:

@@ -346,7 +346,10 @@ def pinned(
         hint = "Choose a model that GET /v1/models lists with prices."
         return _unavailable(model, found, f"The model {model} has no price.", hint)
     if found.provider not in active_providers:
-        text = f"The provider {found.provider} of {model} is not active."
+        text = (
+            f"The model {model} cannot be asked: its provider {found.provider} is not active. It is"
+            " not configured, or this version does not speak its wire."
+        )
         hint = "Choose a model of an active provider, see GET /v1/providers."
         return _unavailable(model, found, text, hint)
     return _incapable(model, found, features) or found

@@ -257,4 +257,6 @@ def _told(servers: Servers, provider_port: int) -> dict[str, str]:
         "SIGNUP_MODE": "open",
         "PREVIEW_GRANT_USD": "100000.00",
         "PREVIEW_GRANT_INFERENCES": "1000000000",
+        # the clients do as a proxy does: a connection that is refused is tried elsewhere
+        "DRAIN_NOTICE_SECONDS": "0",
     }

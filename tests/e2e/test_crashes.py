@@ -32,16 +32,17 @@ PINGS = rb'(?m)^: ping\n\n|^event: ping\ndata: {"type": "ping"}\n\n'
 def own_stack(
     servers: Servers, template: str, backstage: Backstage, upstream: Upstream, tmp_path: Path
 ) -> Iterator[Start]:
-    """Starts processes of this test's own: `(stack, witness, an agent's key)`."""
+    """Starts processes of this test's own, with these settings: `(stack, witness, a key)`."""
     with ExitStack() as opened:
 
-        def begin(*names: str) -> tuple[Stack, Witness, str]:
+        def begin(*names: str, **more: str) -> tuple[Stack, Witness, str]:
             name = f"crashes_{next(_numbers)}"
             backstage.run(new_database(servers, template, name))
             changes = {
                 **two_providers(upstream),
                 "REPLAY_SECONDS": "60",
                 "LEASE_SECONDS": "1",
+                **more,
             }
             stack = opened.enter_context(
                 running_stack(

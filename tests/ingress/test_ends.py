@@ -193,6 +193,24 @@ async def test_nobody_waits_for_ever(ends: Ends, table: Table) -> None:
     await ends.aclose()
 
 
+async def test_who_is_pinged_waits_for_a_kept_call_as_long_as_it_takes(
+    ends: Ends, table: Table
+) -> None:
+    inference_id, long_ago = uuid4(), asyncio.get_running_loop().time() - 61
+    table.known[inference_id] = "accepted"
+    patient = Reply(inference_id.bytes, now=long_ago, pings=True, kept=True)
+    folded = Reply(inference_id.bytes, now=long_ago, kept=True)
+    ends.start()
+    for reply in (patient, folded):
+        ends.wait_for(reply, inference_id, uuid4(), alone=True)
+    failure = unpack_failure((await all_of(folded))[-1][1])
+    assert failure.code == "deadline_exceeded"
+    assert "goes on" in failure.message
+    assert not patient.ended
+    assert await patient.next() == (None, b"")
+    await ends.aclose()
+
+
 async def test_one_reader_leaves_the_others_reply_alone(settings: Settings) -> None:
     """Of two replies of one call in one process the relay holds the first one."""
     async with Redis.from_url(settings.redis_url) as redis:

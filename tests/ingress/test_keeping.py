@@ -64,7 +64,7 @@ async def ingress(settings: Settings) -> AsyncIterator[Ingress]:
     async with Redis.from_url(settings.redis_url) as redis:
         queue, db = InferenceQueue(redis), Database(settings)
         # longer than any test takes: the keeper looks when a test says so
-        keeper = Keeper(redis, queue, db, quiet_s=30.0)
+        keeper = Keeper(redis, queue, db, start_within_s=600.0, quiet_s=30.0)
         followers = Followers(redis, 0.01)
         relay = Relay(redis, 10.0, 600.0, 120.0, keeper=keeper, followers=followers)
         await relay.start()
@@ -327,6 +327,64 @@ async def test_a_database_that_is_away_is_asked_again_later(
     await ingress.keeper.check([reply], 120.0)
     assert reply.enqueued == 2
     await away.aclose()
+
+
+# -- calls that are not begun, and calls that may wait --------------------------------------------
+
+
+async def test_a_call_that_no_worker_begins_in_time_ends_and_is_never_run(
+    ingress: Ingress,
+) -> None:
+    envelope = an_envelope()
+    reply = ingress.relay.expect(envelope.inference_id, envelope=envelope)
+    await ingress.queue.enqueue(envelope)
+    await ingress.looks(reply, 599.0)
+    assert not reply.ended
+    await ingress.looks(reply, 601.0)
+    kind, body = await reply.next()
+    assert kind is RecordKind.FAIL
+    assert unpack_failure(body).code == "deadline_exceeded"
+    assert "Nothing was charged" in unpack_failure(body).message
+    assert reply.finished, "there is nothing to stop"
+    assert await stop_word(ingress, envelope) == b"late"
+
+
+async def test_a_call_that_a_worker_has_is_waited_for(ingress: Ingress) -> None:
+    envelope = an_envelope()
+    reply = ingress.relay.expect(envelope.inference_id, envelope=envelope)
+    await ingress.queue.enqueue(envelope)
+    keys, id_ = QueueKeys(INFERENCE_QUEUE), str(envelope.inference_id)
+    await cast(Awaitable[int], ingress.redis.hset(keys.job(id_), "owner", "a worker:1"))
+    await ingress.redis.zadd(keys.lease, {id_: 1e18})
+    await ingress.looks(reply, 601.0)
+    assert not reply.ended
+    assert await stop_word(ingress, envelope) is None
+    assert await ingress.redis.delete(keys.lease) == 1  # lost, and nobody takes it up
+    await ingress.looks(reply, 602.0)
+    assert not reply.ended, "not asked for at every look"
+    await ingress.looks(reply, 620.0)
+    assert reply.ended
+
+
+async def stop_word(ingress: Ingress, envelope: Envelope) -> bytes | None:
+    job = QueueKeys(INFERENCE_QUEUE).job(str(envelope.inference_id))
+    return await cast(Awaitable[bytes | None], ingress.redis.hget(job, "stop"))
+
+
+async def test_who_follows_a_kept_call_stays_as_long_as_it_is_not_over(
+    ingress: Ingress, database: Connection
+) -> None:
+    """While the store is full, or its worker is lost, nobody knows more of it than its row."""
+    waits, runs = an_envelope(), an_envelope()
+    await known_call(database, runs, 1, "held")
+    for envelope in (waits, runs):
+        id_, tenant = envelope.inference_id, envelope.caller["tenant_id"]
+        reader = await ingress.relay.follow(id_, tenant, since=(0, 0), kept=True)
+        await ingress.looks(reader, 100 * keeping.GIVEN_UP_S)
+        assert not reader.ended
+        lost = await ingress.relay.follow(id_, tenant, since=(0, 0))
+        await ingress.looks(lost, 100 * keeping.GIVEN_UP_S)
+        assert lost.ended
 
 
 # -- readers beside the caller ------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Health, readiness, metrics and the rails."""
 
 import asyncio
+import math
 from typing import Any, cast
 
 import httpx
@@ -11,7 +12,7 @@ from redis.asyncio import Redis
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ingress import operations
+from ingress import inference, measures, operations
 from ingress.deps import Deps
 from ingress.middleware import RequestContext
 from shared.config import Settings
@@ -33,6 +34,7 @@ def value_of(text: str, sample: str) -> float:
 
 async def scrape(client: httpx.AsyncClient, deps: Deps) -> str:
     key = deps.settings.internal_key.get_secret_value()
+    deps.counted.at = -math.inf
     answer = await client.get("/metrics", headers={"x-ainfera-internal-key": key})
     assert answer.status_code == 200
     return answer.text
@@ -65,6 +67,7 @@ def bare_app(settings: Settings, **stores: Any) -> httpx.AsyncClient:
     """The operators' endpoints alone, on whatever stands in for the stores."""
     app = FastAPI()
     app.include_router(operations.router)
+    app.include_router(measures.router)
 
     async def render(request: Request, error: Exception) -> Response:
         failure = cast(AinferaError, error).failure()
@@ -98,7 +101,11 @@ async def test_the_failing_dependency_is_named(open_app: OpenApp) -> None:
             assert ready.status_code == 503
             assert ready.json()["failing"] == "postgres"
             text = await scrape(client, deps)
-            assert str(value_of(text, "ainfera_audit_chain_height")) == "nan"
+            assert "ainfera_audit_chain_height" not in text
+            assert "ainfera_dead_letters" not in text
+            assert value_of(text, 'ainfera_store_up{store="postgres"}') == 0
+            assert value_of(text, 'ainfera_store_up{store="valkey"}') == 1
+            assert value_of(text, "ainfera_queue_ready") == 0
 
         nowhere = Redis.from_url("unix:///nowhere/at/all")
         async with bare_app(deps.settings, db=deps.db, redis=nowhere) as client:
@@ -106,7 +113,11 @@ async def test_the_failing_dependency_is_named(open_app: OpenApp) -> None:
             assert ready.status_code == 503
             assert ready.json()["failing"] == "valkey"
             text = await scrape(client, deps)
-            assert str(value_of(text, 'ainfera_queue_depth{priority="interactive"}')) == "nan"
+            assert "ainfera_queue" not in text
+            assert "ainfera_jobs_in_flight" not in text
+            assert value_of(text, 'ainfera_store_up{store="valkey"}') == 0
+            assert value_of(text, 'ainfera_store_up{store="postgres"}') == 1
+            assert value_of(text, "ainfera_audit_chain_height") >= 0
 
 
 async def test_metrics_read_the_books(
@@ -125,6 +136,41 @@ async def test_metrics_read_the_books(
     assert value_of(after, "ainfera_holds_outstanding") == 0
     assert value_of(after, 'ainfera_queue_depth{priority="interactive"}') == 0
     assert 'ainfera_app_info{version="' in after
+
+
+async def test_the_books_are_not_counted_for_each_scrape(
+    client: httpx.AsyncClient, sign_up: SignUp, deps: Deps, database_url: str
+) -> None:
+    new = await sign_up()
+    before = value_of(await scrape(client, deps), "ainfera_audit_chain_height")
+    counted_at = deps.counted.at
+    await leave_call(database_url, deps, new)
+    answer = await client.get("/metrics", headers=operators_key(deps))
+    assert deps.counted.at == counted_at
+    assert value_of(answer.text, "ainfera_audit_chain_height") == before
+    assert value_of(await scrape(client, deps), "ainfera_audit_chain_height") > before
+
+
+@pytest.mark.parametrize("path", ["/v1/inference", "/v1/messages"])
+async def test_a_bug_is_a_500_in_the_answer_and_in_the_count(
+    client: httpx.AsyncClient,
+    sign_up: SignUp,
+    deps: Deps,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+) -> None:
+    new = await sign_up()
+    sample = f'ainfera_http_requests_total{{method="POST",path="{path}",status="500"}}'
+
+    async def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as bug:
+        bug.setattr(inference, "authenticate", broken)
+        answer = await client.post(path, json={}, headers=new["auth"])
+    assert answer.status_code == 500
+    assert "logs have it" in answer.text
+    assert value_of(await scrape(client, deps), sample) == 1
 
 
 async def test_a_call_without_its_capture_shows(

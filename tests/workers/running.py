@@ -80,7 +80,7 @@ async def until(condition: Callable[[], bool], patience_s: float = 10) -> None:
 
 
 async def keys_left(redis: Redis) -> list[bytes]:
-    """All that is of jobs: not the bell, the last turn, the rate, nor what workers said."""
-    of_all = (b":bell", b":passed", b":turn", b":claims")
+    """All that is of jobs: not the bell, the last turn, the rate, nor of the workers."""
+    of_all = (b":bell", b":passed", b":turn", b":claims", b":served")
     keys: list[bytes] = await redis.keys("*")
     return sorted(k for k in keys if not k.endswith(of_all) and b"fleet" not in k)

@@ -351,3 +351,24 @@ async def test_what_had_its_time_is_forgotten_and_nothing_else(
     assert await forget_kept_calls({"deps": books}) == 5
     left = await db.fetch("SELECT inference_id FROM kept_calls")
     assert {row["inference_id"] for row in left} == {running.inference_id, young.inference_id}
+
+
+@pytest.mark.parametrize("away", [OSError("away"), TimeoutError("frozen")])
+async def test_a_round_without_the_database_is_a_line_and_no_failure(
+    books: BooksDeps,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    away: Exception,
+) -> None:
+    async def connect_raw(*_: Any) -> Connection:
+        raise away
+
+    monkeypatch.setattr(Database, "connect_raw", connect_raw)
+    for round_of in (drive_kept_calls, forget_kept_calls):
+        assert await round_of({"deps": books}) == 0
+    said = [record for record in caplog.records if record.name == "workers.kept"]
+    assert [record.getMessage() for record in said] == [
+        "kept_calls_wait",
+        "kept_calls_not_forgotten",
+    ]
+    assert all(record.exc_info is None for record in said)

@@ -129,3 +129,13 @@ async def test_without_an_address_the_fleet_of_this_machine_is_meant(
     assert (unknown.exit_code, "No fleet is known here" in unknown.stderr) == (1, True)
     write_env(tmp_path / "running.env", {"REDIS_URL": redis_url})
     assert len(orjson.loads((await workers()).stdout)) == 1
+
+
+async def test_an_id_is_never_broken_or_coloured(redis: Redis, redis_url: str) -> None:
+    sent = envelope()
+    await InferenceQueue(redis).enqueue(sent)
+    narrow = {"REDIS_URL": redis_url, "COLUMNS": "30", "FORCE_COLOR": "1"}
+    words = ("jobs", "show", str(sent.inference_id))
+    done = await asyncio.to_thread(CliRunner().invoke, main, words, env=narrow)
+    assert done.exit_code == 0
+    assert done.stdout.startswith(f"{sent.inference_id} waits in lane 0:t at place 1")

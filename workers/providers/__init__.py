@@ -45,8 +45,8 @@ def build_providers(
 ) -> dict[str, Provider]:
     """Every active provider by slug; the simulation where one is active but not configured.
 
-    `catalogued` are the slugs that the catalogue names; the simulation can stand in for one
-    that has no adapter here.
+    `catalogued` are the slugs that the catalogue names; one that has no adapter here is never
+    asked, nor simulated.
     """
     simulated = SimulatedProvider(settings)
     built: dict[str, Provider] = {}
