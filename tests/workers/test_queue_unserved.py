@@ -102,6 +102,7 @@ async def test_workers_say_that_they_take_calls_and_when_they_do_not(
     assert await hashes.hexists(KEYS.served, "drained")
     await resume(redis, "all")
     await until(lambda: not worker.worker._drained)
+    await worker.worker._say_hello()
     assert await hashes.hget(KEYS.served, "seen") > before
     await worker.stop()
 
