@@ -12,7 +12,9 @@ from starlette.responses import Response
 
 from ingress import (
     agents,
+    annex_iv,
     attributions,
+    audit,
     dead_letters,
     discovery,
     events,
@@ -58,7 +60,7 @@ DIALECT_OF_PATH = {
 LOST_AFTER_S = 30.0
 ROUTERS = (
     *(inference, inferences, events, discovery, agents, wallets, ledger, usage),
-    *(attributions, reads),
+    *(attributions, reads, audit, annex_iv),
     *(operations, dead_letters, killswitches),
 )
 

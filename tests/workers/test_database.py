@@ -19,6 +19,7 @@ from sqlmodel import select
 import migrations
 from migrations.run import MIGRATION_LOCK
 from shared.attribution import CallAttributionRow
+from shared.audit_log import AuditLeafRow
 from shared.config import Settings
 from shared.db import APP_ROLE, Connection, Database, connect, driver_dsn, owner_engine
 from shared.dead_letters import DeadLetterRow
@@ -35,8 +36,8 @@ CHANGES = ("UPDATE {} SET created_at = now()", "DELETE FROM {}", "TRUNCATE {}")
 APPEND_ONLY = ("transfers", "routing_outcomes", "receipts", "audit_events")
 # nouns whose tables are declared where their effects are
 ELSEWHERE = (
-    *(CallAttributionRow, DeadLetterRow, KeptCallRow, MasterKeyProofRow, OperatorEventRow),
-    *(KillswitchCallRow, KillswitchRow, KillswitchThresholdRow),
+    *(AuditLeafRow, CallAttributionRow, DeadLetterRow, KeptCallRow, MasterKeyProofRow),
+    *(KillswitchCallRow, KillswitchRow, KillswitchThresholdRow, OperatorEventRow),
 )
 SEAL_BROKEN = asyncpg.RestrictViolationError
 
