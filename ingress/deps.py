@@ -24,6 +24,7 @@ from shared.queue import InferenceQueue
 
 if TYPE_CHECKING:
     from ingress.auth import KeyCache
+    from ingress.limits import AddressLimit
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class Deps:
     ends: Ends
     queue: InferenceQueue
     killswitch: Killswitch
+    public_limit: "AddressLimit"
+    signup_limit: "AddressLimit"
     providers: Mapping[str, ProviderConfig] = field(default_factory=provider_configs)
 
 

@@ -6,7 +6,8 @@ of a cluster. For a queue named `q`:
     q                  sorted set: jobs not due yet, by when they are (ms); arq's enqueue adds here
     q:job:<id>         hash: `job` in arq's format, `lane`, `try` (claims so far), `at` (enqueued,
                        us), `since` (waits since, us), `owner` (<worker>:<try> while in work),
-                       `stop` (there if it shall stop, whoever claims it next)
+                       `stop` (there if it shall stop, whoever claims it next), `limits` (there if
+                       its key has any, see limiting.py)
     q:payload:<id>     the bytes enqueued beside the job
     q:lane:<c>:<t>     list: the waiting jobs of tenant `t` in priority class `c`, in their order
     q:waiting          sorted set: all waiting jobs, by class and since when they wait
@@ -25,6 +26,8 @@ to that have room for everybody.
 
 Scores by class and time are `class * CLASS_SPAN + us`: whole numbers that a double holds.
 """
+
+from shared.limiting import ADMIT, RELEASE
 
 WINDOW_S = 5
 # First line of a script: a store that has reached `maxmemory` runs it all the same. For what
@@ -62,13 +65,15 @@ end
 """
 
 # KEYS: queue, bell. ARGV: id, job, payload, ttl (ms), lane, attempts, limited (0 or 1), most
-# jobs, longest wait (us), most jobs in a lane.
+# jobs, longest wait (us), most jobs in a lane, and what the call asks of its key's limits, if the
+# key has any; then the answer's last part is where the key stands.
 # A lane is too old by its first job. The queue is too old when the lane whose turn comes next
 # has waited too long for it, for so long would a newcomer wait: a tenant with a long queue of
 # its own refuses nobody else.
 ENQUEUE = (
     _NOW
     + _WAIT
+    + ADMIT
     + f"""
 local WINDOW = {WINDOW_S} * 1000000
 local function rate()  -- claims in a thousand seconds, of late
@@ -105,13 +110,18 @@ if ARGV[7] == '1' and depth > 0 then
   end
 end
 if redis.call('EXISTS', job_key(id)) == 1 then return {'EXISTS', depth, oldest} end
+local standing = nil
+if ARGV[11] then
+  standing = admit(id, ARGV[11], ARGV[4])
+  if standing[1] ~= '' then return {'KEY_LIMIT', depth, oldest, standing} end
+end
 redis.call('HSET', job_key(id), 'job', ARGV[2], 'lane', lane, 'try', ARGV[6], 'at', now,
   'since', now)
 redis.call('PEXPIRE', job_key(id), ARGV[4])
 redis.call('SET', payload_key(id), ARGV[3], 'PX', ARGV[4])
 wait_in(lane, id, 'RPUSH')
 ring(KEYS[2])
-return {'QUEUED', depth + 1, oldest}
+return {'QUEUED', depth + 1, oldest, standing}
 """
 )
 
@@ -253,13 +263,14 @@ return 1
 DONE, DONE_KEEP = -1, -2
 
 # KEYS: queue, leases, bell. ARGV: worker, prefix of arq's jobs or '', how long such a job is
-# kept if it is (ms), then jobs, their tries and their waits (ms). Ends what the caller still
-# owns: wait -1 deletes all of a job; -2 too, but keeps arq's, so that it is not enqueued again;
-# 0 puts it to the front of its lane; more is when it is due again.
+# kept if it is (ms), then jobs, their tries, their waits (ms) and the tokens they used (-1: not
+# known). Ends what the caller still owns: wait -1 deletes all of a job; -2 too, but keeps arq's, so
+# that it is not enqueued again; 0 puts it to the front of its lane; more is when it is due again.
 FINISH = (
     WHEN_FULL
     + _NOW
     + _WAIT
+    + RELEASE
     + """
 local ended, foreign = 0, ARGV[2]
 local function finish(id, lane, wait)
@@ -280,10 +291,12 @@ local function finish(id, lane, wait)
     end
   end
 end
-for i = 4, #ARGV, 3 do
-  local job = redis.call('HMGET', job_key(ARGV[i]), 'owner', 'lane')
+for i = 4, #ARGV, 4 do
+  local job = redis.call('HMGET', job_key(ARGV[i]), 'owner', 'lane', 'limits')
   if job[1] == ARGV[1] .. ':' .. ARGV[i + 1] then
-    finish(ARGV[i], job[2], tonumber(ARGV[i + 2]))
+    local wait = tonumber(ARGV[i + 2])
+    if job[3] and wait < 0 then settle_limits(ARGV[i], job[3], tonumber(ARGV[i + 3])) end
+    finish(ARGV[i], job[2], wait)
     ended = ended + 1
   end
 end

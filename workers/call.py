@@ -52,6 +52,7 @@ class Call:
     """What a worker knows of the call it carries out; `claimed_at` is in epoch seconds.
 
     `reached` is set before the first provider is asked: from then on something may be owed.
+    `tokens` are what a call that is settled used, as limits count them.
     """
 
     envelope: Envelope
@@ -61,6 +62,7 @@ class Call:
     claimed_at: float
     asked: list[Asked] = field(default_factory=list)
     reached: bool = False
+    tokens: int | None = None
     # as text, because that is how every record of the call names them
     inference_id: str = field(init=False)
     receipt_id: str = field(init=False)
