@@ -225,7 +225,6 @@ async def create_key(session: AsyncSession, wish: Wish, actor: str) -> Minted:
 async def _write(session: AsyncSession, minted: Minted) -> Minted:
     session.add(minted.row)
     await session.flush()
-    await session.refresh(minted.row)  # what the database filled in
     return minted
 
 

@@ -121,6 +121,8 @@ class ApiKeyRow(SQLModel, table=True):
         Index("api_keys_tenant_id_idx", "tenant_id", "created_at"),
         UniqueConstraint("key_hash", name="api_keys_key_hash_key"),
     )
+    # what the database computes comes back with the write itself
+    __mapper_args__ = {"eager_defaults": True}
 
     id: UUID = Field(primary_key=True)
     tenant_id: UUID = Field(foreign_key="tenants.id")

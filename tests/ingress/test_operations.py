@@ -1,6 +1,7 @@
 """Health, readiness, metrics and the rails."""
 
 import asyncio
+from dataclasses import fields
 from typing import Any, cast
 
 import httpx
@@ -73,7 +74,7 @@ def bare_app(settings: Settings, **stores: Any) -> httpx.AsyncClient:
     app.add_exception_handler(AinferaError, render)
     app.add_middleware(RequestContext)
     untouchable = Untouchable()
-    names = ("db", "redis", "keyring", "catalog", "relay", "kept", "ends", "queue", "killswitch")
+    names = {each.name for each in fields(Deps)} - {"settings", "providers"}
     app.state.deps = Deps(
         settings=settings, **{name: stores.get(name, untouchable) for name in names}
     )
