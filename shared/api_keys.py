@@ -240,6 +240,8 @@ async def rotate_key(
         return None
     old = key.newest
     minted = Wish.of(old).mint(version_of=key.id)
+    # the time under the lock, and not of the transaction's begin: it orders the secrets
+    minted.row.created_at = now
     ends_at = now + overlap
     for each in key.secrets:
         each.expires_at = ends_at if each.expires_at is None else min(each.expires_at, ends_at)
