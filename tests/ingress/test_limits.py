@@ -214,9 +214,9 @@ async def test_strangers_are_limited_where_they_cost_work(
 ) -> None:
     new = await sign_up()
     verify = f"/v1/audit/{new['agent_id']}/verify"
+    signup: Any = {"json": {"agent_handle": "one"}}
     changes: Any = {"public_requests_per_minute": 2, "signups_per_minute": 1}
     async with open_app(**changes) as (client, _):
-        signup: Any = {"json": {"agent_handle": "one"}}
         assert (await client.post("/v1/agents/signup", **signup)).status_code == 200
         again = await client.post("/v1/agents/signup", **signup)
         assert (again.status_code, again.json()["code"]) == (429, "rate_limited")

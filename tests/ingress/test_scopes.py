@@ -23,7 +23,7 @@ def routes_of(router: Any) -> Iterator[tuple[str, str]]:
     """Method and path of every route that a router leads to."""
     for route in router.routes:
         if isinstance(route, APIRoute):
-            for method in route.methods:
+            for method in route.methods or ():
                 yield method, route.path
         else:  # a router inside: its own prefix stands in its routes' paths
             yield from routes_of(getattr(route, "original_router", route))

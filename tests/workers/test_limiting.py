@@ -27,7 +27,8 @@ from shared.errors import RateLimited
 from shared.lanes import DONE
 from shared.limiting import ADMIT, CALL_WAIT_US, RELEASE, Admission, Standing
 from shared.queue import InferenceQueue, Queued, QueueLimits
-from tests.workers.test_queue import KEYS, Claimer, envelope
+from tests.workers.running import KEYS, envelope
+from tests.workers.test_queue import Claimer
 
 # the clock is fed: all else is what the queue's own scripts run
 FED = """
@@ -58,7 +59,7 @@ async def claimer(redis: Redis) -> Claimer:
 
 
 @pytest.fixture(scope="module")
-def store(servers: Servers) -> Iterator["sync_redis.Redis[bytes]"]:
+def store(servers: Servers) -> Iterator[sync_redis.Redis]:
     with sync_redis.Redis.from_url(f"{servers.redis_url}?db=0") as client:
         yield client
 
