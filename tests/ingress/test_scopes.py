@@ -80,7 +80,12 @@ async def test_the_refusal_says_which_scope_is_needed(
     client: httpx.AsyncClient, sign_up: SignUp, owner_url: str
 ) -> None:
     auth = await with_scopes(owner_url, sign_up, {"read"})
-    body = {"model": "gpt-5-5", "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]}
+    body = {
+        "model": "gpt-5-5",
+        "max_tokens": 5,
+        "messages": [{"role": "user", "content": "x"}],
+        "background": True,  # if it were let in, nobody would be there to answer it
+    }
     refused = await client.post("/v1/inference", json=body, headers=auth)
     assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
     assert "`call`" in refused.json()["message"]
