@@ -70,7 +70,7 @@ def test_a_stream_tells_what_is_left_and_its_end_says_what_it_used(
     # before it is known what the calls use, a little over a thousand tokens are reserved for each
     assert 98_000 < left(60_000) < 99_000
     after = left(10)
-    for _ in range(100):  # the end of a job is written right after its client has heard it
+    for _ in range(20):  # the end of a job is written right after its client has heard it
         if after < 60_000:
             break
         after = left(10)

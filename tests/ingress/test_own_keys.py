@@ -12,6 +12,7 @@ import pytest_asyncio
 from sqlalchemy import text
 
 from ingress.deps import Deps
+from shared.api_keys import database_time, lock_key, rotate_key
 from tests.ingress.conftest import OpenApp, SignUp
 
 Ingresses = tuple[httpx.AsyncClient, httpx.AsyncClient]
@@ -115,6 +116,25 @@ async def test_two_who_replace_a_secret_at_once_leave_one_that_lasts(
     )
     assert [each.status_code for each in done] == [200] * 4
     assert [await works(client, bearer(each)) for each in done].count(True) == 1
+
+
+async def test_the_newest_secret_is_the_last_one_given_whoever_began_first(
+    client: httpx.AsyncClient, sign_up: SignUp, deps: Deps
+) -> None:
+    new = await sign_up()
+    key_id = UUID((await make(client, new["auth"])).json()["id"])
+    async with deps.db.session() as early, deps.db.session() as late:
+        await database_time(early)  # its transaction has begun
+        given = []
+        for session in (late, early):
+            key = await lock_key(session, key_id)
+            minted = await rotate_key(session, key, timedelta(hours=1), "test")
+            await session.commit()
+            assert minted is not None
+            given.append(minted.row.id)
+    async with deps.db.session() as session:
+        key = await lock_key(session, key_id)
+        assert [each.id for each in key.secrets][1:] == given
 
 
 async def test_a_revoked_key_ends_with_all_its_secrets_everywhere(
