@@ -20,6 +20,7 @@ from ingress.deps import Deps, get_deps
 from ingress.kept import answer_kept, idempotency_key
 from ingress.limits import Turnstile, limit_headers, turnstile
 from ingress.opening import enqueue, first_word
+from shared.attribution import attribution_of
 from shared.domain.dialects import DIALECTS
 from shared.domain.estimate import estimate_input_tokens
 from shared.domain.inference import Dialect, InferenceRequest, InvalidRequest
@@ -255,4 +256,5 @@ def seal(
         headers=passed_on,
         model=model,
         body=body,
+        attribution=attribution_of(headers),
     )
