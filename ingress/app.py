@@ -13,6 +13,7 @@ from starlette.responses import Response
 from ingress import (
     agents,
     annex_iv,
+    attributions,
     audit,
     dead_letters,
     discovery,
@@ -20,8 +21,11 @@ from ingress import (
     inference,
     inferences,
     keys,
+    killswitches,
+    ledger,
     operations,
     reads,
+    usage,
     wallets,
 )
 from ingress.answers import failure_response
@@ -58,8 +62,9 @@ DIALECT_OF_PATH = {
 # What no provider call may take is not slow but lost.
 LOST_AFTER_S = 30.0
 ROUTERS = (
-    *(inference, inferences, events, discovery, agents, keys, wallets, reads),
-    *(audit, annex_iv, operations, dead_letters),
+    *(inference, inferences, events, discovery, agents, keys, wallets, ledger, usage),
+    *(attributions, reads, audit, annex_iv),
+    *(operations, dead_letters, killswitches),
 )
 
 

@@ -6,7 +6,7 @@ Keys that exist have all scopes and the settings' limits.
 from migrations.scripts import run
 
 revision = "0009"
-down_revision = "0007"
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 
