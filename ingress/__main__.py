@@ -44,6 +44,8 @@ def main() -> int:
         http="httptools",
         log_config=None,
         access_log=False,
+        # whose word for a client's address is taken
+        forwarded_allow_ips=settings.trusted_proxies,
         # longer than proxies keep a connection idle (60 s, mostly): whoever closes first must be
         # the one that sends, or a call goes into a connection that is being closed
         timeout_keep_alive=75,

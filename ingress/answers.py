@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 from urllib.parse import quote
@@ -183,7 +184,9 @@ def failure_response(
     if failure.code == Draining.code:
         headers["connection"] = "close"  # its next request shall find another instance
     if failure.retry_after is not None:
-        headers["retry-after"] = str(max(1, round(failure.retry_after)))
+        # never too early: whole seconds for the standard's header, SDKs read the milliseconds
+        headers["retry-after"] = str(max(1, math.ceil(failure.retry_after)))
+        headers["retry-after-ms"] = str(math.ceil(failure.retry_after * 1000))
     return Response(
         orjson.dumps(spoken.render_failure(failure, inference_id)),
         status_code=spoken.http_status(failure),

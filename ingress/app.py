@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -20,6 +20,7 @@ from ingress import (
     events,
     inference,
     inferences,
+    keys,
     killswitches,
     ledger,
     measures,
@@ -34,6 +35,8 @@ from ingress.deps import Deps
 from ingress.ends import Ends
 from ingress.following import Followers
 from ingress.keeping import Keeper
+from ingress.last_use import LastUse
+from ingress.limits import AddressLimit, default_limits, limit_strangers
 from ingress.middleware import RequestContext
 from ingress.openapi import describe
 from ingress.relay import Relay
@@ -60,7 +63,7 @@ DIALECT_OF_PATH = {
 # What no provider call may take is not slow but lost.
 LOST_AFTER_S = 30.0
 ROUTERS = (
-    *(inference, inferences, events, discovery, agents, wallets, ledger, usage),
+    *(inference, inferences, events, discovery, agents, keys, wallets, ledger, usage),
     *(attributions, reads, audit, annex_iv),
     *(operations, measures, dead_letters, killswitches),
 )
@@ -76,7 +79,8 @@ def create_app(settings: Settings) -> FastAPI:
             settle_heap()
             yield
 
-    app = FastAPI(title="Ainfera API", version=VERSION, lifespan=lifespan)
+    guard = [Depends(limit_strangers)]
+    app = FastAPI(title="Ainfera API", version=VERSION, lifespan=lifespan, dependencies=guard)
     for room in ROUTERS:
         app.include_router(room.router)
     describe(app)
@@ -94,7 +98,8 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
     agent_key_sealer(settings.master_key.get_secret_value())  # refuses a key that cannot seal
     redis = open_valkey(settings.redis_url)
     db = Database(settings)
-    keyring = KeyCache(db)
+    keyring = KeyCache(db, limits=default_limits(settings))
+    last_use = LastUse(keyring, db)
     queue = InferenceQueue(redis, queue_limits(settings))
     relay = Relay(
         redis,
@@ -123,6 +128,7 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
     control = ControlListener(redis, obey, missed)
     try:
         ends.start()
+        last_use.start()
         await relay.start()
         await killswitch.start()
         await control.start()
@@ -137,6 +143,8 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
             ends=ends,
             queue=queue,
             killswitch=killswitch,
+            public_limit=AddressLimit(settings.public_requests_per_minute),
+            signup_limit=AddressLimit(settings.signups_per_minute),
         )
         warn_of_no_provider(deps)
         yield deps
@@ -145,6 +153,7 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
         await control.aclose()
         await killswitch.aclose()
         await relay.aclose()
+        await last_use.aclose()
         await db.aclose()
         await redis.aclose()
 

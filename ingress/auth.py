@@ -18,10 +18,15 @@ from fastapi import Request, Security
 from sqlalchemy import Double, Select, Uuid, and_, cast, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
+from starlette.types import Scope as Connection
 
 from ingress.deps import Deps, get_deps, session
 from ingress.openapi import API_KEY, BEARER
+from ingress.scopes import Open, access_of, named
+from shared.api_keys import limits_of
 from shared.db import Database
+from shared.domain.keys import Scope
+from shared.domain.limits import KeyLimits
 from shared.domain.routing_policy import caller_policy
 from shared.errors import Forbidden, InvalidApiKey, InvalidBody, InvalidInternalKey, NotFound
 from shared.keys import API_KEY_PREFIX, hash_api_key, same_secret
@@ -32,6 +37,7 @@ KEPT_S = 60.0
 UNKNOWN_KEPT_S = 2.0
 MOST_KEPT = 50_000
 LONGEST_KEY = 256
+NO_LIMITS = KeyLimits()
 
 AGENT_HEADER = "x-ainfera-agent-id"
 INTERNAL_HEADER = "x-ainfera-internal-key"
@@ -43,7 +49,8 @@ class Caller:
 
     `agent_id` is the agent asked for, else the key's bound or default agent; None only for a
     tenant's key without a default. `bound_to` is the one agent that the key may act for, if it
-    is bound. `policy` is a `CallerPolicy` as JSON. Ids are in canonical text form.
+    is bound. `policy` is a `CallerPolicy` as JSON. `limits` is None for a key without any. Ids are
+    in canonical text form; `key_id` is the same for all secrets of a key.
     """
 
     key_id: str
@@ -52,6 +59,8 @@ class Caller:
     bound_to: str | None
     active: bool
     policy: Mapping[str, Any]
+    scopes: frozenset[Scope]
+    limits: KeyLimits | None = None
 
     @property
     def tenant(self) -> UUID:
@@ -69,6 +78,20 @@ class Caller:
         if not self.active:
             raise Forbidden("The agent is not active.")
         return {"tenant_id": self.tenant_id, "agent_id": self.agent_id, "policy": self.policy}
+
+    def may_use(self, connection: Connection) -> "Caller":
+        """The caller itself, if its key may do what the request's route is for.
+
+        Raises `Forbidden`, which says which scope is needed.
+        """
+        needed = access_of(connection)
+        if isinstance(needed, Open) or not needed.isdisjoint(self.scopes):
+            return self
+        raise Forbidden(
+            f"This needs a key with the scope {named(needed, 'or')}; this one has "
+            f"{named(self.scopes, 'and')}.",
+            scope=" ".join(sorted(needed)),
+        )
 
     def may_see(self, agent_id: UUID) -> UUID:
         """The agent's id, if the key is not bound to another one. Raises `NotFound`."""
@@ -103,15 +126,22 @@ Entry = tuple[bytes, UUID | None]
 class KeyCache:
     """Callers by key and agent, least recently used first; bounded, and never older than a minute.
 
-    `clock` gives seconds that only ever grow.
+    `clock` gives seconds that only ever grow; `limits` are those of keys without their own. When
+    each key was last used is noted for `LastUse` to write down.
     """
 
     def __init__(
-        self, db: Database, clock: Callable[[], float] = time.monotonic, most: int = MOST_KEPT
+        self,
+        db: Database,
+        clock: Callable[[], float] = time.monotonic,
+        most: int = MOST_KEPT,
+        limits: KeyLimits = NO_LIMITS,
     ) -> None:
         self._db = db
-        self._clock = clock
         self._most = most
+        self._limits = limits
+        self.now = clock
+        self._used: dict[bytes, float] = {}
         self._known: OrderedDict[Entry, tuple[Caller, float]] = OrderedDict()
         self._unknown: OrderedDict[bytes, float] = OrderedDict()
         self._loading: dict[Entry, asyncio.Task[Caller]] = {}
@@ -121,11 +151,12 @@ class KeyCache:
         """The caller, at once if it is kept. Raises `InvalidApiKey`, `NotFound` for the agent."""
         key_hash = hash_api_key(api_key)
         entry = (key_hash, agent_id)
-        kept = self._known.get(entry)
-        if kept is not None and kept[1] > self._clock():
+        kept, now = self._known.get(entry), self.now()
+        if kept is not None and kept[1] > now:
             self._known.move_to_end(entry)
+            self._used[key_hash] = now
             return kept[0]
-        if self._unknown.get(key_hash, 0.0) > self._clock():
+        if self._unknown.get(key_hash, 0.0) > now:
             refuse_key()
         # many requests with one key wait for one query; a client that leaves does not end it
         loading = self._loading.get(entry)
@@ -149,6 +180,15 @@ class KeyCache:
         self._unknown.clear()
         self._abandon_loading()
 
+    def take_uses(self) -> dict[bytes, float]:
+        """Hashes of the keys that were used since this was last asked, and when (by the clock)."""
+        used, self._used = self._used, {}
+        return used
+
+    def note_uses(self, uses: Mapping[bytes, float]) -> None:
+        """Put back what was taken; what was noted since is newer."""
+        self._used = {**uses, **self._used}
+
     def _abandon_loading(self) -> None:
         """What was asked for before a revocation is not shared with those who ask after it."""
         self._loading.clear()
@@ -170,20 +210,21 @@ class KeyCache:
             refuse_key()
         if found.asked_for is not None and found.AgentRow is None:
             not_found()
-        caller = _caller(found.ApiKeyRow, found.policy, found.AgentRow)
+        caller = _caller(found.ApiKeyRow, found.policy, found.AgentRow, self._limits)
+        self._used[key_hash] = self.now()
         if as_of == self._forgotten:
             self._keep(entry, caller, found.seconds_left)
         return caller
 
     def _keep(self, entry: Entry, caller: Caller, seconds_left: float | None) -> None:
         kept_for = KEPT_S if seconds_left is None else min(KEPT_S, seconds_left)
-        self._known[entry] = (caller, self._clock() + kept_for)
+        self._known[entry] = (caller, self.now() + kept_for)
         self._known.move_to_end(entry)
         if len(self._known) > self._most:
             self._known.popitem(last=False)
 
     def _keep_unknown(self, key_hash: bytes) -> None:
-        self._unknown[key_hash] = self._clock() + UNKNOWN_KEPT_S
+        self._unknown[key_hash] = self.now() + UNKNOWN_KEPT_S
         self._unknown.move_to_end(key_hash)
         if len(self._unknown) > self._most:
             self._unknown.popitem(last=False)
@@ -210,15 +251,20 @@ def _look_up(key_hash: bytes, agent_id: UUID | None) -> Select[Any]:
     )
 
 
-def _caller(key: ApiKeyRow, policy: Mapping[str, Any], agent: AgentRow | None) -> Caller:
+def _caller(
+    key: ApiKeyRow, policy: Mapping[str, Any], agent: AgentRow | None, defaults: KeyLimits
+) -> Caller:
     min_quality = agent.min_quality if agent is not None else None
+    limits = limits_of(key, defaults)
     return Caller(
-        key_id=str(key.id),
+        key_id=str(key.key_id),
         tenant_id=str(key.tenant_id),
         agent_id=str(agent.id) if agent is not None else None,
         bound_to=str(key.agent_id) if key.agent_id is not None else None,
         active=agent is not None and agent.status == "active",
         policy=caller_policy(policy, min_quality).to_json(),
+        scopes=frozenset(map(Scope, key.scopes)),
+        limits=limits if limits.any else None,
     )
 
 
@@ -262,13 +308,14 @@ async def current_caller(
 ) -> Caller:
     """FastAPI dependency: the caller, for endpoints that name their agent in the path.
 
-    The two schemes say in /openapi.json that a key is needed; they do nothing.
+    The two schemes say in /openapi.json that a key is needed; they do nothing. Raises `Forbidden`
+    where the key has not the scope that the route needs.
     """
     deps = get_deps(request)
     api_key = presented_key(request.headers)
     if api_key is None:
         refuse_key()
-    return await deps.keyring.find(api_key, None)
+    return (await deps.keyring.find(api_key, None)).may_use(request.scope)
 
 
 async def own_agent(

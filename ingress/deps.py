@@ -26,6 +26,7 @@ from shared.queue import InferenceQueue
 
 if TYPE_CHECKING:
     from ingress.auth import KeyCache
+    from ingress.limits import AddressLimit
 
 
 class Drain:
@@ -66,6 +67,8 @@ class Deps:
     ends: Ends
     queue: InferenceQueue
     killswitch: Killswitch
+    public_limit: "AddressLimit"
+    signup_limit: "AddressLimit"
     providers: Mapping[str, ProviderConfig] = field(default_factory=provider_configs)
     drain: Drain = field(default_factory=Drain)
     counted: Counted = field(default_factory=Counted)

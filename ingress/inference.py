@@ -18,12 +18,13 @@ from ingress.answers import failure_response, order_stop
 from ingress.auth import Caller, authenticate
 from ingress.deps import Deps, get_deps
 from ingress.kept import answer_kept, idempotency_key
+from ingress.limits import Turnstile, limit_headers, turnstile
 from ingress.opening import enqueue, first_word
 from shared.attribution import attribution_of
 from shared.domain.dialects import DIALECTS
 from shared.domain.estimate import estimate_input_tokens
 from shared.domain.inference import Dialect, InferenceRequest, InvalidRequest
-from shared.errors import InvalidBody, KillswitchEngaged, RequestTooLarge, Unavailable
+from shared.errors import AinferaError, InvalidBody, KillswitchEngaged, RequestTooLarge, Unavailable
 from shared.ids import mint_id
 from shared.log import current_trace
 from shared.metrics import ROUTER_ALIAS_HITS
@@ -79,7 +80,7 @@ CALLS = {
 async def count_tokens(request: Request) -> Response:
     """How many input tokens a Messages body holds, by the estimate that decisions use."""
     deps = get_deps(request)
-    await authenticate(request.headers, None, deps)
+    (await authenticate(request.headers, None, deps)).may_use(request.scope)
     body = await read_body(request, deps.settings.max_body_bytes)
     call = parse(body, Dialect.ANTHROPIC, max_tokens=1)
     return Response(
@@ -95,7 +96,7 @@ async def answer(request: Request, dialect: Dialect) -> Response:
     """
     deps = get_deps(request)
     deps.drain.check()
-    caller = await authenticate(request.headers, None, deps)
+    caller = (await authenticate(request.headers, None, deps)).may_use(request.scope)
     body = await read_body(request, deps.settings.max_body_bytes)
     key = idempotency_key(request.headers)
     call = parse(body, dialect)
@@ -103,21 +104,58 @@ async def answer(request: Request, dialect: Dialect) -> Response:
         caller = await authenticate(request.headers, call.agent_id, deps)
     note_alias(call)
     envelope = seal(body, dialect, call.model, caller, request.headers, deps)
+    limited = turnstile(caller, call)
+    if limited is None:
+        return await answer_call(request, call, envelope, key, deps, None)
+    return await answer_limited(request, call, envelope, key, deps, limited)
+
+
+async def answer_limited(
+    request: Request,
+    call: InferenceRequest,
+    envelope: Envelope,
+    key: str | None,
+    deps: Deps,
+    limited: Turnstile,
+) -> Response:
+    """The same, with what is left of the key's limits on the answer, or on the refusal."""
+    try:
+        response = await answer_call(request, call, envelope, key, deps, limited)
+    except AinferaError as refused:
+        response = failure_response(refused.failure(), envelope.dialect, None, deps)
+    if limited.standing is not None:
+        response.headers.update(limit_headers(limited.standing, envelope.dialect))
+    return response
+
+
+async def answer_call(
+    request: Request,
+    call: InferenceRequest,
+    envelope: Envelope,
+    key: str | None,
+    deps: Deps,
+    limited: Turnstile | None,
+) -> Response:
+    """One that is kept, or one that lives as long as its client waits for it."""
     if key is not None or call.background:
         try:
-            return await answer_kept(request, call, envelope, key, deps)
+            return await answer_kept(request, call, envelope, key, deps, limited)
         except KillswitchEngaged:  # not kept: a worker refuses it, and writes that down
-            return await answer_interactive(request, call, envelope, deps)
-    return await answer_interactive(request, call, envelope, deps)
+            return await answer_interactive(request, call, envelope, deps, limited)
+    return await answer_interactive(request, call, envelope, deps, limited)
 
 
 async def answer_interactive(
-    request: Request, call: InferenceRequest, envelope: Envelope, deps: Deps
+    request: Request,
+    call: InferenceRequest,
+    envelope: Envelope,
+    deps: Deps,
+    limited: Turnstile | None,
 ) -> Response:
     """A call that lives as long as its client waits for it."""
     reply = deps.relay.expect(envelope.inference_id, pings=call.stream, envelope=envelope)
     try:
-        await enqueue(envelope, Priority.INTERACTIVE, deps)
+        await enqueue(envelope, Priority.INTERACTIVE, deps, limited)
         return await first_word(request, call, envelope, reply, deps)
     except (RedisError, OSError):
         deps.relay.forget(reply)

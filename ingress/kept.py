@@ -20,6 +20,7 @@ from starlette.responses import Response
 from ingress.answers import answer_headers
 from ingress.deps import Deps, reachable
 from ingress.ends import tell
+from ingress.limits import Turnstile
 from ingress.opening import enqueue, first_word
 from ingress.reply import Reply
 from shared.domain.inference import InferenceRequest
@@ -48,7 +49,12 @@ def idempotency_key(headers: Mapping[str, str]) -> str | None:
 
 
 async def answer_kept(
-    request: Request, call: InferenceRequest, envelope: Envelope, key: str | None, deps: Deps
+    request: Request,
+    call: InferenceRequest,
+    envelope: Envelope,
+    key: str | None,
+    deps: Deps,
+    limited: Turnstile | None = None,
 ) -> Response:
     """Accept the call, or find the one that has its key; then answer as the one that it is."""
     envelope = replace(envelope, kept=True)
@@ -58,7 +64,7 @@ async def answer_kept(
     if not call.background:
         reply = deps.relay.expect(envelope.inference_id, pings=call.stream, kept=True)
     try:
-        known = await accept(call, envelope, path, key, deps)
+        known = await accept(call, envelope, path, key, deps, limited)
         if known.fresh:
             if reply is None:
                 return accepted(envelope, known.standing, deps)
@@ -75,7 +81,12 @@ async def answer_kept(
 
 
 async def accept(
-    call: InferenceRequest, envelope: Envelope, path: str, key: str | None, deps: Deps
+    call: InferenceRequest,
+    envelope: Envelope,
+    path: str,
+    key: str | None,
+    deps: Deps,
+    limited: Turnstile | None,
 ) -> KeptCall:
     """Write the call down and enqueue it, or find the call that has its key.
 
@@ -91,7 +102,7 @@ async def accept(
         try:
             if call.background:  # 202 would be a promise; who waits is refused by the worker
                 deps.killswitch.check(envelope.caller["tenant_id"])
-            await enqueue(envelope, priority, deps)
+            await enqueue(envelope, priority, deps, limited)
         except AinferaError:
             async with reachable():
                 await deps.kept.withdraw(envelope)

@@ -13,8 +13,10 @@ from fastapi.security.base import SecurityBase
 
 from ingress import openapi_schemas as schemas
 from ingress import openapi_views as views
+from ingress.scopes import ROUTES, Access, Open
 from shared.domain.dialects import DIALECTS
 from shared.domain.inference import Dialect
+from shared.domain.keys import in_order
 from shared.errors import (
     AinferaError,
     Cancelled,
@@ -217,11 +219,22 @@ def _complete(document: dict[str, Any]) -> None:
     components["schemas"] |= schemas.COMPONENTS | views.COMPONENTS
     components["securitySchemes"]["internalKey"] = _INTERNAL_KEY
     native = schemas.ERROR_OF_DIALECT[Dialect.NATIVE]
-    for operations in document["paths"].values():
-        for operation in operations.values():
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
             responses = operation["responses"]
+            _tell_access(operation, ROUTES.get((method.upper(), path)), native)
             if "HTTPValidationError" in str(responses.get("422")):
                 del responses["422"]
                 responses["400"] = _failure("`invalid_request`, names the field", native)
             if {} not in operation.get("security", [{}]):
                 responses.setdefault("401", _failure("`invalid_api_key`", native))
+
+
+def _tell_access(operation: dict[str, Any], access: Access | None, native: str) -> None:
+    """Which scopes are good for an operation, and how it refuses keys and strangers."""
+    responses = operation["responses"]
+    if isinstance(access, frozenset):
+        operation["x-scopes"] = in_order(access)
+        responses.setdefault("403", _failure("`forbidden`: the key has not the scope", native))
+    elif access in (Open.METERED, Open.SIGNUP):
+        responses.setdefault("429", _failure("`rate_limited`, by the client's address", native))

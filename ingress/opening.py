@@ -17,8 +17,10 @@ from ingress.answers import (
     watch_disconnect,
 )
 from ingress.deps import Deps
+from ingress.limits import Turnstile
 from ingress.reply import Reply
 from shared.domain.inference import InferenceRequest
+from shared.limiting import Admission
 from shared.metrics import TIME_TO_FIRST_EVENT
 from shared.queue import Envelope, Priority, Queued
 from shared.stream import RecordKind, unpack_failure
@@ -29,17 +31,28 @@ log = logging.getLogger(__name__)
 PERSISTENCE_S = 1.0
 
 
-async def enqueue(envelope: Envelope, priority: Priority, deps: Deps) -> None:
-    """Queue the call. Raises `RateLimited` or `Overloaded` where the queue has no room for it."""
+async def enqueue(
+    envelope: Envelope, priority: Priority, deps: Deps, limited: Turnstile | None = None
+) -> None:
+    """Queue the call.
+
+    Raises `RateLimited` or `Overloaded` where the queue has no room for it, and `RateLimited`
+    where its key's limits do not admit it; `limited` hears where the key stands.
+    """
+    admission = limited.admission if limited is not None else None
     try:
-        queued = await deps.queue.enqueue(envelope, priority)
+        queued = await deps.queue.enqueue(envelope, priority, admission=admission)
     except (RedisError, OSError) as error:
         log.warning("enqueue_repeated", extra={"error": repr(error)})
-        queued = await _enqueue_again(envelope, priority, deps)
+        queued = await _enqueue_again(envelope, priority, admission, deps)
+    if limited is not None:
+        limited.standing = queued.standing
     queued.ensure_taken()
 
 
-async def _enqueue_again(envelope: Envelope, priority: Priority, deps: Deps) -> Queued:
+async def _enqueue_again(
+    envelope: Envelope, priority: Priority, admission: Admission | None, deps: Deps
+) -> Queued:
     """Nobody knows whether it was queued; under one id it is queued once, however often asked."""
     retrying = AsyncRetrying(
         retry=retry_if_exception_type((RedisError, OSError)),
@@ -47,7 +60,7 @@ async def _enqueue_again(envelope: Envelope, priority: Priority, deps: Deps) -> 
         wait=wait_exponential(multiplier=0.05, max=0.25),
         reraise=True,
     )
-    return await retrying(deps.queue.enqueue, envelope, priority)
+    return await retrying(deps.queue.enqueue, envelope, priority, admission=admission)
 
 
 async def first_word(

@@ -10,6 +10,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from shared.domain.limits import LARGEST_RATE
+
 VERSION = "0.1.0"
 
 # provider slug -> (environment name of its key, of its base URL, the vendor's own base URL)
@@ -86,6 +88,21 @@ class Settings(BaseSettings):
     preview_grant_inferences: int = Field(100, validation_alias="PREVIEW_GRANT_INFERENCES")
     preview_grant_days: int = Field(90, validation_alias="PREVIEW_GRANT_DAYS")
     max_body_bytes: int = Field(32 * 1024 * 1024, validation_alias="MAX_BODY_BYTES")
+
+    # how much they may do; 0 is no limit, and a key may have limits of its own
+    requests_per_minute: int = Field(
+        0, ge=0, le=LARGEST_RATE, validation_alias="REQUESTS_PER_MINUTE"
+    )
+    tokens_per_minute: int = Field(0, ge=0, le=LARGEST_RATE, validation_alias="TOKENS_PER_MINUTE")
+    streams_per_key: int = Field(0, ge=0, le=100_000, validation_alias="STREAMS_PER_KEY")
+    keys_per_tenant: int = Field(100, ge=1, validation_alias="KEYS_PER_TENANT")
+    public_requests_per_minute: int = Field(
+        120, ge=0, le=LARGEST_RATE, validation_alias="PUBLIC_REQUESTS_PER_MINUTE"
+    )
+    signups_per_minute: int = Field(
+        10, ge=0, le=LARGEST_RATE, validation_alias="SIGNUPS_PER_MINUTE"
+    )
+    trusted_proxies: str = Field("127.0.0.1,::1", validation_alias="TRUSTED_PROXIES")
 
     # providers
     simulate: Literal["auto", "on", "off"] = Field("auto", validation_alias="SIMULATE")

@@ -8,7 +8,8 @@ of a cluster. For a queue named `q`:
                        us), `since` (waits since, us), `owner` (<worker>:<try> while in work),
                        `stop` (there if it shall stop, whoever claims it next: `1`, its client
                        left or cancelled it; `late`, its client was told that it will not start),
-                       `back` (the tries that workers which were stopped handed back)
+                       `back` (the tries that workers which were stopped handed back), `limits`
+                       (there if its key has any, see limiting.py)
     q:payload:<id>     the bytes enqueued beside the job
     q:lane:<c>:<t>     list: the waiting jobs of tenant `t` in priority class `c`, in their order
     q:waiting          sorted set: all waiting jobs, by class and since when they wait
@@ -29,6 +30,8 @@ to that have room for everybody.
 
 Scores by class and time are `class * CLASS_SPAN + us`: whole numbers that a double holds.
 """
+
+from shared.limiting import ADMIT, RELEASE
 
 WINDOW_S = 5
 # First line of a script: a store that has reached `maxmemory` runs it all the same. For what
@@ -66,7 +69,9 @@ end
 """
 
 # KEYS: queue, bell. ARGV: id, job, payload, ttl (ms), lane, attempts, limited (0 or 1), most
-# jobs, longest wait (us), most jobs in a lane, longest silence of the workers (us).
+# jobs, longest wait (us), most jobs in a lane, longest silence of the workers (us), and what the
+# call asks of its key's limits, if the key has any; then the answer's last part is where the key
+# stands.
 # Interactive jobs are refused where no worker has been there for so long. Where nobody knows,
 # the time begins with the first job: a worker may be about to start.
 # A lane is too old by its first job. The queue is too old when the lane whose turn comes next
@@ -75,6 +80,7 @@ end
 ENQUEUE = (
     _NOW
     + _WAIT
+    + ADMIT
     + f"""
 local WINDOW = {WINDOW_S} * 1000000
 local function rate()  -- claims in a thousand seconds, of late
@@ -121,13 +127,18 @@ if ARGV[7] == '1' and depth > 0 then
   end
 end
 if redis.call('EXISTS', job_key(id)) == 1 then return {'EXISTS', depth, oldest} end
+local standing = nil
+if ARGV[12] then
+  standing = admit(id, ARGV[12], ARGV[4])
+  if standing[1] ~= '' then return {'KEY_LIMIT', depth, oldest, standing} end
+end
 redis.call('HSET', job_key(id), 'job', ARGV[2], 'lane', lane, 'try', ARGV[6], 'at', now,
   'since', now)
 redis.call('PEXPIRE', job_key(id), ARGV[4])
 redis.call('SET', payload_key(id), ARGV[3], 'PX', ARGV[4])
 wait_in(lane, id, 'RPUSH')
 ring(KEYS[2])
-return {'QUEUED', depth + 1, oldest}
+return {'QUEUED', depth + 1, oldest, standing}
 """
 )
 
@@ -302,14 +313,15 @@ SERVE = WHEN_FULL + _NOW + "redis.call('HSET', q .. ':served', ARGV[1], now)\n"
 DONE, DONE_KEEP, HANDED_BACK = -1, -2, -3
 
 # KEYS: queue, leases, bell. ARGV: worker, prefix of arq's jobs or '', how long such a job is
-# kept if it is (ms), then jobs, their tries and their waits (ms). Ends what the caller still
-# owns: wait -1 deletes all of a job; -2 too, but keeps arq's, so that it is not enqueued again;
-# 0 puts it to the front of its lane; -3 too, and notes that this try was handed back; more is
-# when it is due again.
+# kept if it is (ms), then jobs, their tries, their waits (ms) and the tokens they used (-1: not
+# known). Ends what the caller still owns: wait -1 deletes all of a job; -2 too, but keeps arq's, so
+# that it is not enqueued again; 0 puts it to the front of its lane; -3 too, and notes that this try
+# was handed back; more is when it is due again.
 FINISH = (
     WHEN_FULL
     + _NOW
     + _WAIT
+    + RELEASE
     + """
 local ended, foreign = 0, ARGV[2]
 local function finish(id, lane, try, wait)
@@ -334,10 +346,14 @@ local function finish(id, lane, try, wait)
     end
   end
 end
-for i = 4, #ARGV, 3 do
-  local job = redis.call('HMGET', job_key(ARGV[i]), 'owner', 'lane')
+for i = 4, #ARGV, 4 do
+  local job = redis.call('HMGET', job_key(ARGV[i]), 'owner', 'lane', 'limits')
   if job[1] == ARGV[1] .. ':' .. ARGV[i + 1] then
-    finish(ARGV[i], job[2], ARGV[i + 1], tonumber(ARGV[i + 2]))
+    local wait = tonumber(ARGV[i + 2])
+    if job[3] and (wait == -1 or wait == -2) then
+      settle_limits(ARGV[i], job[3], tonumber(ARGV[i + 3]))
+    end
+    finish(ARGV[i], job[2], ARGV[i + 1], wait)
     ended = ended + 1
   end
 end

@@ -13,21 +13,26 @@ from uuid import UUID
 from sqlalchemy import (
     BigInteger,
     Column,
+    Computed,
     Date,
     DateTime,
     Index,
     Numeric,
     Text,
     UniqueConstraint,
+    Uuid,
     func,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, BYTEA, JSONB
 from sqlmodel import Field, SQLModel
 
+from shared.domain.keys import Scope
+
 METADATA = SQLModel.metadata
 EMPTY: Any = text("'{}'")
 NEW_ID: Any = text("new_id()")
+ALL_SCOPES = "'{call,read,admin}'::text[]"
 HANDLE_KEY = "agents_canonical_uri_key"
 BY_TIME = ("tenant_id", "created_at")
 ENDED: Any = text("settled_at IS NOT NULL")
@@ -109,14 +114,20 @@ class AgentRow(SQLModel, table=True):
 
 
 class ApiKeyRow(SQLModel, table=True):
-    """`agent_id` binds the key to one agent; `default_agent_id` is only what is meant if none
-    is named. The key itself is never stored."""
+    """One secret of a key: `key_id` is the key, whose secrets take each other's place.
+
+    `agent_id` binds the key to one agent; `default_agent_id` is only what is meant if none is
+    named. A limit that is None is the settings', 0 is none. The secret itself is never stored.
+    """
 
     __tablename__ = "api_keys"
     __table_args__ = (
+        Index("api_keys_key_id_idx", "key_id"),
         Index("api_keys_tenant_id_idx", "tenant_id", "created_at"),
         UniqueConstraint("key_hash", name="api_keys_key_hash_key"),
     )
+    # what the database computes comes back with the write itself
+    __mapper_args__ = {"eager_defaults": True}
 
     id: UUID = Field(primary_key=True)
     tenant_id: UUID = Field(foreign_key="tenants.id")
@@ -128,6 +139,20 @@ class ApiKeyRow(SQLModel, table=True):
     revoked_at: datetime | None = moment(optional=True)
     expires_at: datetime | None = moment(optional=True)
     last_used_at: datetime | None = moment(optional=True)
+    version_of: UUID | None = Field(default=None, foreign_key="api_keys.id")
+    key_id: UUID = Field(
+        default=None,
+        sa_column=Column(
+            Uuid, Computed("COALESCE(version_of, id)", persisted=True), nullable=False
+        ),
+    )
+    scopes: list[str] = Field(
+        default_factory=lambda: [scope.value for scope in Scope],
+        sa_column=Column(ARRAY(Text), nullable=False, server_default=text(ALL_SCOPES)),
+    )
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_calls: int | None = None
 
 
 class AccountRow(SQLModel, table=True):

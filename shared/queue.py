@@ -22,6 +22,7 @@ from shared.config import Settings
 from shared.domain.inference import Dialect
 from shared.errors import AinferaError, Draining, Overloaded, RateLimited
 from shared.lanes import ENQUEUE, GIVE_UP, STOP, QueueKeys
+from shared.limiting import Admission, Standing
 
 # all keys of a queue begin with its name; the braces are its hash tag, one slot of a cluster
 INFERENCE_QUEUE = "{ainfera:inference}"
@@ -36,7 +37,7 @@ UNSERVED_AFTER_S = 10.0
 # a worker takes some seconds to start; an operator who drains the fleet takes longer
 UNSERVED_RETRY_S, DRAINED_RETRY_S = 15, 60
 
-Result = Literal["QUEUED", "EXISTS", "BUSY", "TENANT_BUSY", "UNSERVED", "DRAINED"]
+Result = Literal["QUEUED", "EXISTS", "BUSY", "TENANT_BUSY", "KEY_LIMIT", "UNSERVED", "DRAINED"]
 GivenUp = Literal["NOT_STARTED", "LOST", "BEGUN", "GONE"]
 
 
@@ -67,12 +68,14 @@ def queue_limits(settings: Settings) -> QueueLimits:
 @dataclass(frozen=True, slots=True)
 class Queued:
     """What became of an enqueue. `depth` counts all jobs that wait, `oldest_age_s` is how long
-    the oldest interactive one has; `retry_after_s` is for those refused."""
+    the oldest interactive one has; `retry_after_s` is for those refused; `standing` is where a
+    key with limits stands."""
 
     result: Result
     depth: int
     oldest_age_s: float
     retry_after_s: int = 1
+    standing: Standing | None = None
 
     @property
     def refusal(self) -> AinferaError | None:
@@ -98,12 +101,29 @@ class Queued:
                 "it. Nothing was charged.",
                 retry_after=self.retry_after_s,
             )
+        if self.result == "KEY_LIMIT" and self.standing is not None:
+            return over_limit(self.standing)
         return None
 
     def ensure_taken(self) -> None:
         """Raises `Overloaded`, `Draining` (503) or `RateLimited` (429) for a job not taken."""
         if (refusal := self.refusal) is not None:
             raise refusal
+
+
+def over_limit(standing: Standing) -> RateLimited:
+    """The refusal of a call that its key's limits do not admit; it says when they will."""
+    limits = standing.limits
+    allowed = {
+        "requests": f"make {limits.requests_per_minute} requests a minute",
+        "tokens": f"use {limits.tokens_per_minute} tokens a minute",
+        "calls": f"have {limits.concurrent_calls} calls at a time",
+    }
+    return RateLimited(
+        f"This key may {allowed[standing.refused or 'requests']}; nothing was charged.",
+        retry_after=standing.wait_us / 1_000_000,
+        limit=standing.refused,
+    )
 
 
 def retry_after_s(
@@ -233,11 +253,13 @@ class InferenceQueue:
         *,
         attempts: int = 0,
         limit: bool = True,
+        admission: Admission | None = None,
     ) -> Queued:
         """Queue one inference at the end of its tenant's lane, in one round trip.
 
         `attempts` have been made already: claims count on from there. `limit=False` is for
-        what was accepted before and may not be refused any more.
+        what was accepted before and may not be refused any more. `admission` is what the call
+        asks of its key's limits, where the key has any.
         """
         job_id = str(envelope.inference_id)
         limits = self._limits
@@ -254,10 +276,15 @@ class InferenceQueue:
             limits.in_lane,
             int(UNSERVED_AFTER_S * 1_000_000),
         ]
+        if admission is not None:
+            args.append(admission.pack())
         answer = await self._enqueue(keys=[self._keys.queue, self._keys.bell], args=args)
+        standing = None
+        if admission is not None and isinstance(answer[-1], list):
+            standing = Standing.read(admission.limits, answer.pop())
         result, depth, oldest_age_s = answer[0].decode(), answer[1], answer[2] / 1_000_000
         if len(answer) == 3:
-            return Queued(result, depth, oldest_age_s)
+            return Queued(result, depth, oldest_age_s, standing=standing)
         in_lane, lanes, per_second = answer[3], answer[4], answer[5] / 1000
         wait_s = retry_after_s(result, depth, in_lane, lanes, per_second, limits)
         return Queued(result, depth, oldest_age_s, wait_s)

@@ -151,6 +151,9 @@ def settings_factory(database_url: str, redis_url: str, home: Path) -> Callable[
         "internal_key": secrets.token_urlsafe(32),
         "signup_mode": "open",
         "self_topup": True,
+        # one address stands for all clients of a test
+        "public_requests_per_minute": 0,
+        "signups_per_minute": 0,
         "simulated_first_token_ms": 0,
         "simulated_token_ms": 0,
     }

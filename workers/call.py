@@ -53,6 +53,7 @@ class Call:
 
     `reached` is set before the first provider is asked: from then on something may be owed.
     `late`: its client was told that it will not be started.
+    `tokens` are what a call that is settled used, as limits count them.
     """
 
     envelope: Envelope
@@ -63,6 +64,7 @@ class Call:
     asked: list[Asked] = field(default_factory=list)
     reached: bool = False
     late: bool = False
+    tokens: int | None = None
     # as text, because that is how every record of the call names them
     inference_id: str = field(init=False)
     receipt_id: str = field(init=False)

@@ -48,8 +48,12 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a run ended: `wait` is a word of lanes.py, or in how many ms the job is due again."""
+    """How a run ended: `wait` is a word of lanes.py, or in how many ms the job is due again.
+
+    `tokens` are what it used, -1 where that is not known.
+    """
 
     job_id: str
     attempt: int
     wait: int
+    tokens: int = -1

@@ -42,7 +42,8 @@ class FleetWorker(Worker):
     """A worker of the fleet: `FleetWorker(functions, lease_s=5.0, **arq's own settings)`.
 
     `ctx` of a job has arq's `job_id` and `job_try`, `payload`: the bytes enqueued beside the
-    job, or None, and `stop`, `late` and `handed_back` as in `Claim`. A job that raises `Retry`, or
+    job, or None, `stop`, `late` and `handed_back` as in `Claim`, and `used`, where the job may say
+    how many `tokens` it used, for the limits of the key that asked. A job that raises `Retry`, or
     is cancelled by a shutdown, is due again; any other end deletes it.
     `jobs_per_tenant` of the slots are one tenant's at most.
     `arq_jobs` is the prefix of the jobs that arq's own `enqueue_job` makes (cron does), or ""
@@ -205,8 +206,9 @@ class FleetWorker(Worker):
 
     async def _run_claimed(self, claim: Claim) -> None:
         wait, outcome = DONE, "done"
+        used: dict[str, int] = {}
         try:
-            wait = await self._call_function(claim)
+            wait = await self._call_function(claim, used)
             self.jobs_complete += 1
         except Retry as retry:
             self.jobs_retried += 1
@@ -222,7 +224,8 @@ class FleetWorker(Worker):
             was_full = self.job_counter >= self.max_jobs
             self._let_go(claim)
             self.presence.ended(outcome)
-            self._finished.put_nowait(End(claim.job_id, claim.attempt, wait))
+            tokens = used.get("tokens", -1)
+            self._finished.put_nowait(End(claim.job_id, claim.attempt, wait, tokens))
             if was_full or self._gave_turn_away:
                 self._wake.set()
 
@@ -236,7 +239,7 @@ class FleetWorker(Worker):
         self.job_tasks.pop(claim.key, None)
         self._note_room()
 
-    async def _call_function(self, claim: Claim) -> int:
+    async def _call_function(self, claim: Claim, used: dict[str, int]) -> int:
         name, args, kwargs, _, _ = deserialize_job_raw(
             claim.job, deserializer=self.job_deserializer
         )
@@ -252,6 +255,7 @@ class FleetWorker(Worker):
             "stop": claim.stop,
             "late": claim.late,
             "handed_back": claim.handed_back,
+            "used": used,
         }
         if self.on_job_start:
             await self.on_job_start(ctx)
@@ -303,7 +307,7 @@ class FleetWorker(Worker):
                 await asyncio.sleep(0.2)
 
     async def _finish_all(self, ended: Iterable[End]) -> None:
-        parts = [part for end in ended for part in (end.job_id, end.attempt, end.wait)]
+        parts = [part for end in ended for part in (end.job_id, end.attempt, end.wait, end.tokens)]
         if parts:
             keys = self._keys
             await self._finish(

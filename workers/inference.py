@@ -80,10 +80,12 @@ async def run_inference(ctx: Mapping[str, Any], inference_id: str) -> None:
         remains.tell(set_aside(), deps)
         await bury(remains, WORKERS_LOST, set_aside(), deps)
         return
-    await attempt_once(remains, envelope, deps)
+    await attempt_once(remains, envelope, deps, ctx.get("used", {}))
 
 
-async def attempt_once(remains: Remains, envelope: Envelope, deps: Deps) -> None:
+async def attempt_once(
+    remains: Remains, envelope: Envelope, deps: Deps, used: dict[str, int]
+) -> None:
     """One attempt at a call. A bug that comes before any provider was asked buries it."""
     call = None
     try:
@@ -102,6 +104,9 @@ async def attempt_once(remains: Remains, envelope: Envelope, deps: Deps) -> None
         if not asked:
             await bury(remains, Cause.of(bug), broken_inside(), deps)
         raise
+    finally:
+        if call is not None and call.tokens is not None:
+            used["tokens"] = call.tokens
 
 
 def tell_failure(call: Call | None, remains: Remains, failure: Failure, deps: Deps) -> None:
@@ -170,6 +175,7 @@ async def finish(call: Call, plan: Plan, ending: Ending, deps: Deps) -> None:
     except NotOurs as reason:
         log.warning("settlement_refused", extra={"reason": str(reason), "attempt": call.attempt})
         return
+    call.tokens = ending.usage.limited
     tell_the_end(call, ending, completed)
 
 
@@ -185,6 +191,7 @@ async def break_off(call: Call, plan: Plan, told: Told, deps: Deps) -> None:
         if str(reason) != FENCED and not told.ended:
             call.answer.fail(already_over())
         return
+    call.tokens = ending.usage.limited
     call.answer.fail(ending.failure_or_bug())
 
 

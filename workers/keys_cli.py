@@ -1,37 +1,102 @@
-"""`fleet keys`: list API keys, replace one with an overlap, revoke one."""
+"""`fleet keys`: API keys made, listed, given a new secret, limited, revoked."""
 
-from datetime import timedelta
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 import typer
+from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from shared.control import KEY_REVOKED
-from shared.models import ApiKeyRow
+from shared.api_keys import (
+    Key,
+    KeyNotFound,
+    Minted,
+    Wish,
+    create_key,
+    find_key,
+    limit_key,
+    list_keys,
+    revoke_key,
+    rotate_key,
+    tell_key_changed,
+)
+from shared.domain.keys import Scope, in_order
+from shared.domain.limits import LARGEST_RATE
+from shared.models import AgentRow, TenantRow
 from shared.operators import this_operator
 from workers.development import say
-from workers.keys import SHOWN_PREFIX, KeyNotFound, Rotated, find_key, list_keys, revoke, rotate
 from workers.terminal import (
     AsJson,
     Reason,
+    Stores,
     Yes,
-    announce,
     ask_first,
     duration,
     fail,
     run,
     say_json,
+    say_unheard,
     stores,
 )
 
-keys = typer.Typer(no_args_is_help=True, help="API keys: list, rotate, revoke.")
+SHOWN_PREFIX = 12
+T = TypeVar("T")
 
-Key = Annotated[str, typer.Argument(help="The key's id, or how its hash begins.")]
+keys = typer.Typer(no_args_is_help=True, help="API keys: create, list, rotate, limit, revoke.")
+
+Named = Annotated[str, typer.Argument(help="The key's id, or how the hash of a secret begins.")]
 Overlap = Annotated[
-    str, typer.Option(metavar="DURATION", help="How long the old key works yet: 1h, 7d.")
+    str, typer.Option(metavar="DURATION", help="How long the old secret works yet: 1h, 7d.")
 ]
+Requests = Annotated[
+    int | None, typer.Option(min=0, max=LARGEST_RATE, help="Per minute; 0 is no limit.")
+]
+Tokens = Annotated[
+    int | None, typer.Option(min=0, max=LARGEST_RATE, help="Per minute; 0 is no limit.")
+]
+Calls = Annotated[int | None, typer.Option(min=0, max=100_000, help="At a time; 0 is no limit.")]
+
+
+@keys.command("create")
+def create_command(
+    tenant: Annotated[UUID, typer.Option(help="Whose key it will be.")],
+    agent: Annotated[UUID | None, typer.Option(help="Bind it to this agent.")] = None,
+    default_agent: Annotated[
+        UUID | None, typer.Option(help="Who is meant where a call names no agent.")
+    ] = None,
+    scope: Annotated[
+        list[Scope] | None, typer.Option(help="Give it once for each; without it, all.")
+    ] = None,
+    expires: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="After how long it ends: 12h, 90d.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="What it is for.")] = None,
+    requests_per_minute: Requests = None,
+    tokens_per_minute: Tokens = None,
+    concurrent_calls: Calls = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key; it is shown this once. Limits that are not given are the settings'.
+
+    Example: fleet keys create --tenant 0190… --scope call --expires 90d
+    """
+    wish = Wish(
+        tenant_id=tenant,
+        agent_id=agent,
+        default_agent_id=default_agent,
+        label=label,
+        expires_at=datetime.now(UTC) + duration(expires) if expires else None,
+        scopes=in_order(scope or list(Scope)),
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        concurrent_calls=concurrent_calls,
+    )
+    minted = run(created(wish))
+    show_once(minted, as_json, f"The key {minted.row.key_id} is shown this once.")
 
 
 @keys.command("list")
@@ -47,97 +112,173 @@ def list_command(
     if as_json:
         say_json(found)
         return
-    table = Table("id", "hash", "tenant", "agent", "label", "created", "expires", "revoked")
+    table = Table(
+        *("id", "hash", "tenant", "agent", "scopes", "label"), *("created", "expires", "used")
+    )
     for key in found:
         agent = key["agent_id"] or key["default_agent_id"] or ""
-        moments = (key["created_at"], key["expires_at"], key["revoked_at"])
+        moments = (key["created_at"], key["expires_at"], key["last_used_at"])
         told = [(moment or "")[:19] for moment in moments]
-        table.add_row(key["id"], key["hash"], key["tenant_id"], agent, key["label"] or "", *told)
+        about = (" ".join(key["scopes"]), key["label"] or "")
+        table.add_row(key["id"], key["hash"], key["tenant_id"], agent, *about, *told)
     Console().print(table)
 
 
 @keys.command("rotate")
 def rotate_command(
-    key: Key, overlap: Overlap = "24h", yes: Yes = False, as_json: AsJson = False
+    key: Named, overlap: Overlap = "24h", yes: Yes = False, as_json: AsJson = False
 ) -> None:
-    """Make a new key in place of one, which works until the overlap is over.
+    """Give a key a new secret, shown this once; the old one works until the overlap is over.
 
-    The new key is shown this once.
+    The key keeps its id, its scopes, its limits and its end.
 
     Example: fleet keys rotate 3f9a0c21 --overlap 1h
     """
     ends_after = duration(overlap)
-    ask_first(f"Replace the key {key}? The old one ends after {overlap}.", yes)
-    rotated = run(rotated_key(key, ends_after))
-    assert rotated.old.expires_at is not None
-    ends_at = rotated.old.expires_at.isoformat()
-    if as_json:
-        say_json({"api_key": rotated.api_key, "id": rotated.new.id, "old_expires_at": ends_at})
-        return
-    say(rotated.api_key)
-    say(f"The key {rotated.new.id} is shown this once. The old one works until {ends_at}.")
+    ask_first(f"Replace the key {key}? The old secret ends after {overlap}.", yes)
+    minted, old_ends = run(rotated(key, ends_after))
+    told = f"The key {minted.row.key_id} keeps its id; its old secret works until {old_ends}."
+    show_once(minted, as_json, told, old_expires_at=old_ends)
+
+
+@keys.command("limit")
+def limit_command(
+    key: Named,
+    requests_per_minute: Requests = None,
+    tokens_per_minute: Tokens = None,
+    concurrent_calls: Calls = None,
+    default: Annotated[
+        bool, typer.Option("--default", help="The settings' limits where none is given.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Change how much a key may do, heard everywhere within a second.
+
+    Example: fleet keys limit 3f9a0c21 --requests-per-minute 600 --default
+    """
+    wished = {
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "concurrent_calls": concurrent_calls,
+    }
+    limits = {name: limit for name, limit in wished.items() if default or limit is not None}
+    if not limits:
+        fail("Nothing was done: name a limit, or --default.")
+
+    async def change(session: AsyncSession, found: Key) -> None:
+        await limit_key(session, found, limits, this_operator())
+
+    row, _ = run(acted(key, change))
+    say_json(key_json(row)) if as_json else say(f"The key {row.id} has new limits.")
 
 
 @keys.command("revoke")
 def revoke_command(
-    key: Key, reason: Reason = "", yes: Yes = False, as_json: AsJson = False
+    key: Named, reason: Reason = "", yes: Yes = False, as_json: AsJson = False
 ) -> None:
-    """End a key at once, everywhere within a second.
+    """End a key with all its secrets at once, everywhere within a second.
 
     Example: fleet keys revoke 3f9a0c21 --reason leaked
     """
     ask_first(f"Revoke the key {key}? Its calls are refused from now on.", yes)
-    row, changed = run(revoked_key(key, reason))
+
+    async def end(session: AsyncSession, found: Key) -> bool:
+        return await revoke_key(session, found, reason, this_operator())
+
+    row, changed = run(acted(key, end))
     if as_json:
         say_json({**key_json(row), "changed": changed})
     else:
         say(f"The key {row.id} {'is' if changed else 'was already'} revoked.")
 
 
-async def listed(tenant_id: UUID | None, everything: bool) -> list[ApiKeyRow]:
+async def created(wish: Wish) -> Minted:
+    async with stores() as opened, opened.db.session() as session:
+        if await session.get(TenantRow, wish.tenant_id) is None:
+            fail("There is no such tenant.")
+        for agent_id in (wish.agent_id, wish.default_agent_id):
+            agent = await session.get(AgentRow, agent_id) if agent_id is not None else None
+            if agent_id is not None and (agent is None or agent.tenant_id != wish.tenant_id):
+                fail("The tenant has no such agent.")
+        minted = await create_key(session, wish, this_operator())
+        await session.commit()
+        return minted
+
+
+async def listed(tenant_id: UUID | None, everything: bool) -> list[Key]:
     async with stores() as opened, opened.db.session() as session:
         return await list_keys(session, tenant_id, everything=everything)
 
 
-async def rotated_key(named: str, overlap: timedelta) -> Rotated:
+async def rotated(named: str, overlap: timedelta) -> tuple[Minted, str]:
+    async def replace(session: AsyncSession, found: Key) -> Minted | None:
+        return await rotate_key(session, found, overlap, this_operator())
+
+    key, minted = await acted(named, replace)
+    if minted is None:
+        fail("The key does not work any more: make a new one with `fleet keys create`.")
+    ends_at = key.newest.expires_at
+    assert ends_at is not None
+    return minted, ends_at.isoformat()
+
+
+async def acted(named: str, act: Callable[[AsyncSession, Key], Awaitable[T]]) -> tuple[Key, T]:
+    """Do something to a key, then have every process ask for it anew."""
     async with stores() as opened:
         async with opened.db.session() as session:
             try:
                 key = await find_key(session, named)
             except KeyNotFound as error:
                 fail(str(error))
-            rotated = await rotate(session, key, overlap, this_operator())
-            if rotated is None:
-                fail("The key does not work any more: make a new one by a signup.")
+            done = await act(session, key)
             await session.commit()
-        # what was kept of it does not know that it has an end now
-        await announce(opened, KEY_REVOKED, key_hash=rotated.old.key_hash.hex())
-        return rotated
+        await tell(opened, key)
+        return key, done
 
 
-async def revoked_key(named: str, reason: str) -> tuple[ApiKeyRow, bool]:
-    async with stores() as opened:
-        async with opened.db.session() as session:
-            try:
-                key = await find_key(session, named)
-            except KeyNotFound as error:
-                fail(str(error))
-            changed = await revoke(session, key, reason, this_operator())
-            await session.commit()
-        await announce(opened, KEY_REVOKED, key_hash=key.key_hash.hex())
-        return key, changed
+async def tell(opened: Stores, key: Key) -> None:
+    try:
+        await tell_key_changed(opened.redis, key)
+    except (RedisError, OSError) as error:
+        say_unheard(error)
 
 
-def key_json(key: ApiKeyRow) -> dict[str, Any]:
-    """A key as operators see it; the hash is cut short, and tells nothing of the key."""
+def show_once(minted: Minted, as_json: bool, told: str, **more: Any) -> None:
+    if as_json:
+        secret = {"api_key": minted.api_key, "id": minted.row.key_id, "secret_id": minted.row.id}
+        say_json({**secret, **more})
+        return
+    say(minted.api_key)
+    say(told)
+
+
+def key_json(key: Key) -> dict[str, Any]:
+    """A key as operators see it; the hash is cut short, and tells nothing of the secret."""
+    row = key.newest
     return {
         "id": str(key.id),
-        "hash": key.key_hash.hex()[:SHOWN_PREFIX],
-        "tenant_id": str(key.tenant_id),
-        "agent_id": key.agent_id and str(key.agent_id),
-        "default_agent_id": key.default_agent_id and str(key.default_agent_id),
-        "label": key.label,
-        "created_at": key.created_at and key.created_at.isoformat(),
-        "expires_at": key.expires_at and key.expires_at.isoformat(),
-        "revoked_at": key.revoked_at and key.revoked_at.isoformat(),
+        "hash": row.key_hash.hex()[:SHOWN_PREFIX],
+        "tenant_id": str(row.tenant_id),
+        "agent_id": row.agent_id and str(row.agent_id),
+        "default_agent_id": row.default_agent_id and str(row.default_agent_id),
+        "label": row.label,
+        "scopes": in_order(row.scopes),
+        "limits": {
+            "requests_per_minute": row.requests_per_minute,
+            "tokens_per_minute": row.tokens_per_minute,
+            "concurrent_calls": row.concurrent_calls,
+        },
+        "created_at": key.secrets[0].created_at.isoformat(),
+        "expires_at": row.expires_at and row.expires_at.isoformat(),
+        "revoked_at": row.revoked_at and row.revoked_at.isoformat(),
+        "last_used_at": key.last_used_at and key.last_used_at.isoformat(),
+        "secrets": [
+            {
+                "id": str(each.id),
+                "hash": each.key_hash.hex()[:SHOWN_PREFIX],
+                "expires_at": each.expires_at and each.expires_at.isoformat(),
+                "last_used_at": each.last_used_at and each.last_used_at.isoformat(),
+            }
+            for each in key.secrets
+        ],
     }

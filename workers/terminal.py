@@ -97,10 +97,15 @@ async def announce(open_stores: Stores, kind: str, **fields: Any) -> None:
     try:
         await give_order(open_stores.redis, kind, **fields)
     except (RedisError, OSError) as error:
-        sys.stderr.write(
-            f"Valkey cannot be reached ({type(error).__name__}): processes hear of it once they"
-            " can reach it again.\n"
-        )
+        say_unheard(error)
+
+
+def say_unheard(error: Exception) -> None:
+    """What was done stands; who could not be told of it looks it up."""
+    sys.stderr.write(
+        f"Valkey cannot be reached ({type(error).__name__}): processes hear of it once they"
+        " can reach it again.\n"
+    )
 
 
 def ask_first(question: str, yes: bool) -> None:

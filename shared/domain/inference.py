@@ -74,6 +74,11 @@ class Usage:
     def total_input(self) -> int:
         return self.input_tokens + self.cache_read_tokens + self.cache_write_tokens
 
+    @property
+    def limited(self) -> int:
+        """What a key's limit counts: all but what a provider's cache spared it."""
+        return self.input_tokens + self.cache_write_tokens + self.output_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class RoutingHint:

@@ -255,6 +255,7 @@ def _told(servers: Servers, provider_port: int) -> dict[str, str]:
         "AINFERA_ANTHROPIC_BASE_URL": f"http://127.0.0.1:{provider_port}",
         "ANTHROPIC_API_KEY": PROVIDER_KEY,
         "SIGNUP_MODE": "open",
+        "SIGNUPS_PER_MINUTE": "0",
         "PREVIEW_GRANT_USD": "100000.00",
         "PREVIEW_GRANT_INFERENCES": "1000000000",
         # the clients do as a proxy does: a connection that is refused is tried elsewhere

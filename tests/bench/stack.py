@@ -190,6 +190,8 @@ def _provider_settings(providers: Mapping[str, str]) -> dict[str, str]:
 def _open_doors() -> dict[str, str]:
     return {
         "SIGNUP_MODE": "open",
+        "SIGNUPS_PER_MINUTE": "0",
+        "PUBLIC_REQUESTS_PER_MINUTE": "0",
         "SELF_TOPUP": "1",
         "PREVIEW_GRANT_USD": "100000.00",
         "PREVIEW_GRANT_INFERENCES": "1000000000",

@@ -87,6 +87,8 @@ def environment(
         "REDIS_URL": redis_url,
         "PORT": str(port),
         "SIGNUP_MODE": "open",
+        "SIGNUPS_PER_MINUTE": "0",
+        "PUBLIC_REQUESTS_PER_MINUTE": "0",
         "SELF_TOPUP": "true",
         "AINFERA_MASTER_KEY": MASTER_KEY,
         "AINFERA_INTERNAL_KEY": secrets.token_urlsafe(32),

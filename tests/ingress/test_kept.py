@@ -73,7 +73,7 @@ async def test_a_background_call_is_accepted_while_the_queue_is_away(
 ) -> None:
     """It is in the database: the sweeper brings it into the queue."""
 
-    async def enqueue(*_: object) -> None:
+    async def enqueue(*_: object, **__: object) -> None:
         raise RedisAway("gone")
 
     new = await sign_up()

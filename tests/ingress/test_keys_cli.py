@@ -112,23 +112,62 @@ async def test_a_rotated_key_works_until_the_overlap_is_over(
     headers = {"authorization": f"Bearer {fresh['api_key']}"}
     wallet = await two[0].get(f"/v1/wallets/{agent['agent_id']}", headers=headers)
     assert wallet.status_code == 200
-    listed = orjson.loads((await keys("list", "--tenant", agent["tenant_id"], "--json")).stdout)
-    assert [bool(key["expires_at"]) for key in listed] == [True, False]
+    (listed,) = orjson.loads((await keys("list", "--tenant", agent["tenant_id"], "--json")).stdout)
+    # one key, under the id that it always had, with two secrets
+    assert listed["id"] == fresh["id"]
+    assert [bool(secret["expires_at"]) for secret in listed["secrets"]] == [True, False]
     assert fresh["api_key"] not in str(listed)
     (event,) = await witnessed(deps, agent)
-    assert (event["reason"], event["replaced_by"]) == ("rotated", fresh["id"])
+    assert (event["key_id"], event["reason"]) == (fresh["id"], "rotated")
+    assert event["replaced_by"] == fresh["secret_id"]
 
     ended = await keys("rotate", fresh["id"], "--overlap", "0s", "--yes", "--json")
     newest = orjson.loads(ended.stdout)["api_key"]
     for client in two:
+        for gone in (old, fresh["api_key"]):
 
-        async def refused(client: httpx.AsyncClient = client) -> bool:
-            return not await known(client, fresh["api_key"])
+            async def refused(client: httpx.AsyncClient = client, gone: str = gone) -> bool:
+                return not await known(client, gone)
 
-        await until(refused)
+            await until(refused)
         assert await known(client, newest)
-    # one that works no more cannot be replaced
+    # one that works no more gets no new secret
+    assert (await keys("revoke", fresh["id"], "--yes")).exit_code == 0
     assert (await keys("rotate", fresh["id"], "--yes")).exit_code == 1
+
+
+async def test_a_new_key_does_what_it_was_made_for(
+    two: Ingresses, sign_up: SignUp, keys: Fleet, deps: Deps
+) -> None:
+    agent = await sign_up()
+    words = ("--tenant", agent["tenant_id"], "--scope", "read", "--label", "dashboard")
+    made = await keys("create", *words, "--expires", "1h", "--requests-per-minute", "7", "--json")
+    assert made.exit_code == 0, made.output
+    key = orjson.loads(made.stdout)
+    headers = {"authorization": f"Bearer {key['api_key']}"}
+    path = f"/v1/wallets/{agent['agent_id']}"
+    for client in two:
+        assert (await client.get(path, headers=headers)).status_code == 200
+        assert (await client.get("/v1/keys", headers=headers)).status_code == 403
+    listed = orjson.loads((await keys("list", "--tenant", agent["tenant_id"], "--json")).stdout)[-1]
+    assert (listed["id"], listed["scopes"], listed["label"]) == (key["id"], ["read"], "dashboard")
+    assert listed["expires_at"]
+    assert listed["limits"]["requests_per_minute"] == 7
+    assert await acts(deps, key["id"]) == ["key.create"]
+
+    changed = await keys("limit", key["id"], "--tokens-per-minute", "9", "--default", "--json")
+    limits = orjson.loads(changed.stdout)["limits"]
+    assert limits == {
+        "requests_per_minute": None,
+        "tokens_per_minute": 9,
+        "concurrent_calls": None,
+    }
+    assert await acts(deps, key["id"]) == ["key.create", "key.limit"]
+    assert (await keys("limit", key["id"])).exit_code == 1
+    assert (await keys("create", "--tenant", str(uuid4()))).exit_code == 1
+    other = await sign_up()
+    foreign = ("--tenant", agent["tenant_id"], "--agent", other["agent_id"])
+    assert (await keys("create", *foreign)).exit_code == 1
 
 
 @pytest.mark.parametrize("named", ["zz", "abc", "ainfera_0123456789", "00000000"])

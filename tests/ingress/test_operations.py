@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from dataclasses import fields
 from typing import Any, cast
 
 import httpx
@@ -76,7 +77,7 @@ def bare_app(settings: Settings, **stores: Any) -> httpx.AsyncClient:
     app.add_exception_handler(AinferaError, render)
     app.add_middleware(RequestContext)
     untouchable = Untouchable()
-    names = ("db", "redis", "keyring", "catalog", "relay", "kept", "ends", "queue", "killswitch")
+    names = {each.name for each in fields(Deps)} - {"settings", "providers"}
     app.state.deps = Deps(
         settings=settings, **{name: stores.get(name, untouchable) for name in names}
     )

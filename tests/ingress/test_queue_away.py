@@ -22,7 +22,7 @@ async def test_what_is_not_known_is_not_promised(
     path: str,
     status: int,
 ) -> None:
-    async def enqueue(*_: object) -> bool:
+    async def enqueue(*_: object, **__: object) -> bool:
         raise error("the connection broke")
 
     new = await sign_up()

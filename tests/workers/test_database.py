@@ -36,7 +36,6 @@ CHANGES = ("UPDATE {} SET created_at = now()", "DELETE FROM {}", "TRUNCATE {}")
 APPEND_ONLY = ("transfers", "routing_outcomes", "receipts", "audit_events")
 # nouns whose tables are declared where their effects are
 ELSEWHERE = (
-<<<<<<< HEAD
     AuditLeafRow,
     CallAttributionRow,
     DeadLetterRow,
@@ -46,10 +45,6 @@ ELSEWHERE = (
     KillswitchThresholdRow,
     MasterKeyProofRow,
     OperatorEventRow,
-=======
-    *(AuditLeafRow, CallAttributionRow, DeadLetterRow, KeptCallRow, MasterKeyProofRow),
-    *(KillswitchCallRow, KillswitchRow, KillswitchThresholdRow, OperatorEventRow),
->>>>>>> views
 )
 SEAL_BROKEN = asyncpg.RestrictViolationError
 

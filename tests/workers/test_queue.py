@@ -52,8 +52,8 @@ class Claimer:
         )
         return [Got(row[0].decode(), row[2], row[4].decode(), row[5]) for row in rows]
 
-    async def finish(self, got: "Got", wait: int = DONE) -> int:
-        args: list[str | int] = [self.name, "", 0, got.id, got.attempt, wait]
+    async def finish(self, got: "Got", wait: int = DONE, tokens: int = -1) -> int:
+        args: list[str | int] = [self.name, "", 0, got.id, got.attempt, wait, tokens]
         ended: int = await self._finish(keys=[KEYS.queue, KEYS.lease, KEYS.bell], args=args)
         return ended
 
