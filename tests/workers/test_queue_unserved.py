@@ -91,8 +91,9 @@ async def test_workers_say_that_they_take_calls_and_when_they_do_not(
 
     hashes: Any = redis
     worker = Running(redis_url, job)
-    await until(lambda: worker.worker._background != [])
-    assert await hashes.hkeys(KEYS.served) == [b"seen"]
+    async with asyncio.timeout(10):
+        while await hashes.hkeys(KEYS.served) != [b"seen"]:
+            await asyncio.sleep(0.01)
     await drain(redis, "all")
     await until(lambda: worker.worker._drained)
     await worker.worker._say_hello()
@@ -102,8 +103,9 @@ async def test_workers_say_that_they_take_calls_and_when_they_do_not(
     assert await hashes.hexists(KEYS.served, "drained")
     await resume(redis, "all")
     await until(lambda: not worker.worker._drained)
-    await worker.worker._say_hello()
-    assert await hashes.hget(KEYS.served, "seen") > before
+    async with asyncio.timeout(10):  # with its next claim
+        while await hashes.hget(KEYS.served, "seen") == before:
+            await asyncio.sleep(0.01)
     await worker.stop()
 
 
