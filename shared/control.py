@@ -59,9 +59,8 @@ class ControlListener:
                 await asyncio.sleep(0.2)
 
     def _hear(self, data: bytes) -> None:
+        """Obey one order. What is none, or lacks a word, must not end the listening to others."""
         try:
-            order = orjson.loads(data)
-        except orjson.JSONDecodeError:
-            log.warning("order_not_understood")
-            return
-        self._obey(order)
+            self._obey(orjson.loads(data))
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            log.warning("order_not_understood", extra={"error": type(error).__name__})

@@ -4,7 +4,7 @@ Every key begins with the queue's name, which is a hash tag, so that a queue lie
 of a cluster. For a queue named `q`:
 
     q                  sorted set: jobs not due yet, by when they are (ms); arq's enqueue adds here
-    q:job:<id>         hash: `job` in arq's format, `lane`, `try` (claims so far), `at` (enqueued,
+    q:job:<id>         hash: `job` in arq's format, `lane`, `try` (claims so far), `at` (accepted,
                        us), `since` (waits since, us), `owner` (<worker>:<try> while in work),
                        `stop` (there if it shall stop, whoever claims it next)
     q:payload:<id>     the bytes enqueued beside the job
@@ -62,7 +62,7 @@ end
 """
 
 # KEYS: queue, bell. ARGV: id, job, payload, ttl (ms), lane, attempts, limited (0 or 1), most
-# jobs, longest wait (us), most jobs in a lane.
+# jobs, longest wait (us), most jobs in a lane, how long ago the call was accepted (us).
 # A lane is too old by its first job. The queue is too old when the lane whose turn comes next
 # has waited too long for it, for so long would a newcomer wait: a tenant with a long queue of
 # its own refuses nobody else.
@@ -105,8 +105,8 @@ if ARGV[7] == '1' and depth > 0 then
   end
 end
 if redis.call('EXISTS', job_key(id)) == 1 then return {'EXISTS', depth, oldest} end
-redis.call('HSET', job_key(id), 'job', ARGV[2], 'lane', lane, 'try', ARGV[6], 'at', now,
-  'since', now)
+redis.call('HSET', job_key(id), 'job', ARGV[2], 'lane', lane, 'try', ARGV[6],
+  'at', now - ARGV[11], 'since', now)
 redis.call('PEXPIRE', job_key(id), ARGV[4])
 redis.call('SET', payload_key(id), ARGV[3], 'PX', ARGV[4])
 wait_in(lane, id, 'RPUSH')
@@ -171,7 +171,7 @@ local function take(lane)
   end
   if not id then return 0 end
   redis.call('ZREM', q .. ':waiting', id)
-  local kept = redis.call('HMGET', job_key(id), 'job', 'try', 'since', 'stop')
+  local kept = redis.call('HMGET', job_key(id), 'job', 'try', 'since', 'stop', 'at')
   local job = kept[1]
   if not job and foreign ~= '' then job = redis.call('GET', foreign .. id) end
   if not job or not kept[2] then
@@ -183,7 +183,7 @@ local function take(lane)
   redis.call('ZADD', KEYS[2], now + ARGV[2], id)
   local payload = redis.call('GET', payload_key(id))
   local stop = kept[4] and 1 or 0
-  claimed[#claimed + 1] = {id, job, try, payload, lane:sub(3), now - kept[3], stop}
+  claimed[#claimed + 1] = {id, job, try, payload, lane:sub(3), now - kept[3], now - kept[5], stop}
   return 1
 end
 

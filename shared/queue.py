@@ -206,11 +206,13 @@ class InferenceQueue:
         *,
         attempts: int = 0,
         limit: bool = True,
+        age_s: float = 0.0,
     ) -> Queued:
         """Queue one inference at the end of its tenant's lane, in one round trip.
 
         `attempts` have been made already: claims count on from there. `limit=False` is for
-        what was accepted before and may not be refused any more.
+        what was accepted before and may not be refused any more, `age_s` seconds ago: the time
+        until its deadline runs by the store's clock, as the hosts' own may differ.
         """
         job_id = str(envelope.inference_id)
         limits = self._limits
@@ -225,6 +227,7 @@ class InferenceQueue:
             limits.depth,
             int(limits.age_s * 1_000_000),
             limits.in_lane,
+            int(age_s * 1_000_000),
         ]
         answer = await self._enqueue(keys=[self._keys.queue, self._keys.bell], args=args)
         result, depth, oldest_age_s = answer[0].decode(), answer[1], answer[2] / 1_000_000

@@ -42,7 +42,7 @@ BELL_PATIENCE_S = 5
 class Claim:
     """One job as it was claimed; `attempt` counts from 1, over all workers.
 
-    `stop`: an order to stop was given before the claim.
+    `stop`: an order to stop was given before the claim. `age_us`: since it was accepted.
     """
 
     job_id: str
@@ -51,6 +51,7 @@ class Claim:
     payload: bytes | None
     tenant: str
     waited_us: int
+    age_us: int
     stop: bool
 
     @property
@@ -72,8 +73,9 @@ class FleetWorker(Worker):
     """A worker of the fleet: `FleetWorker(functions, lease_s=5.0, **arq's own settings)`.
 
     `ctx` of a job has arq's `job_id` and `job_try`, `payload`: the bytes enqueued beside the
-    job, or None, and `stop`: whether an order to stop it was given before it was claimed. A job
-    that raises `Retry`, or is cancelled by a shutdown, is due again; any other end deletes it.
+    job, or None, `stop`: whether an order to stop it was given before it was claimed, and `age_s`:
+    how long ago it was accepted, by the store's clock. A job that raises `Retry`, or is cancelled
+    by a shutdown, is due again; any other end deletes it.
     `jobs_per_tenant` of the slots are one tenant's at most.
     `arq_jobs` is the prefix of the jobs that arq's own `enqueue_job` makes (cron does), or ""
     for a queue that takes none, whose keys then all are in one slot of a cluster.
@@ -187,8 +189,8 @@ class FleetWorker(Worker):
         )
         self._gave_turn_away = bool(gave_turn_away)
         return [
-            Claim(id_.decode(), job, attempt, payload or None, tenant.decode(), waited, bool(stop))
-            for id_, job, attempt, payload, tenant, waited, stop in rows
+            Claim(id_.decode(), job, attempt, payload or None, of.decode(), waited, age, stop > 0)
+            for id_, job, attempt, payload, of, waited, age, stop in rows
         ]
 
     async def _keep_time(self) -> None:
@@ -282,6 +284,7 @@ class FleetWorker(Worker):
             "job_try": claim.attempt,
             "payload": claim.payload,
             "stop": claim.stop,
+            "age_s": claim.age_us / 1_000_000,
         }
         if self.on_job_start:
             await self.on_job_start(ctx)

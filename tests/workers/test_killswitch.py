@@ -13,8 +13,7 @@ def waiting(tenant_id: str) -> Any:
     return SimpleNamespace(
         tenant_id=tenant_id,
         attempt=1,
-        claimed_at=2.0,
-        envelope=SimpleNamespace(accepted_at=1.0),
+        age_s=1.0,
         request=SimpleNamespace(background=False),
     )
 
