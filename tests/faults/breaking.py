@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from os import kill
 from uuid import uuid4
 
 import asyncpg
@@ -39,7 +38,8 @@ DROP, DROPS = 8 * 1024, 256
 class Scene:
     """What a fault may touch. `away_s` is how long Postgres stays away.
 
-    `comers` came while it was; `seen` counts what only happened because a fault was real.
+    `comers` came while it was, or while its disk was full; `seen` counts what only happened
+    because a fault was real.
     """
 
     fleet: Fleet
@@ -79,6 +79,9 @@ async def drain_worker(scene: Scene) -> None:
 async def poison_workers(scene: Scene) -> None:
     """A call that kills whichever worker plans it, until it is set aside."""
     heard = Heard(0, POISONED, "native", routed=True, says=f" {POISON}")
+    if scene.rng.random() < 0.5:
+        heard.key = f"poison {scene.seen['poisoned calls']}"
+    scene.seen["poisoned calls"] += 1
     scene.load.begin(heard, Part(1, 0))
 
 
@@ -194,14 +197,8 @@ async def send_postgres_away(scene: Scene) -> None:
     """It stands still, which no connection shows, or it is gone; then it is there again."""
     fleet = scene.fleet
     if scene.rng.random() < 0.5:
-        pids = fleet.pids("postgres")
-        for pid in pids:
-            kill(pid, signal.SIGSTOP)
-        await _come_meanwhile(scene)
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                kill(pid, signal.SIGCONT)
-        fleet.note_away()
+        with fleet.frozen("postgres"):
+            await _come_meanwhile(scene)
     else:
         await fleet.stop_server("postgres", signal.SIGINT)
         await _come_meanwhile(scene)

@@ -6,8 +6,8 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -183,6 +183,21 @@ class Fleet:
     def note_away(self) -> None:
         """A server is away, or was until now: who begins about now may rightly end again."""
         self.away_at = time.monotonic()
+
+    @contextmanager
+    def frozen(self, server: str) -> Iterator[None]:
+        """All processes of a server stand still, which no connection shows."""
+        self.note_away()
+        pids = self.pids(server)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+            self.note_away()
 
     async def stop_server(self, name: str, sig: signal.Signals) -> None:
         self.note_away()

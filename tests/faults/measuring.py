@@ -3,6 +3,9 @@
     11  a client that leaves: its provider call is cancelled within a second, what was used settled
     15  after a worker is killed, its jobs run elsewhere within 6 s, at the product's own lease
 
+and, as it can only be seen in quiet, that whoever comes while Postgres stands still is told 503
+before anything is held, in every dialect, with a key or without.
+
 Times are told as they are. What counts as broken is far beyond what a machine that others use can
 excuse, or what never happened at all.
 """
@@ -17,7 +20,7 @@ import asyncpg
 
 from tests.faults.clients import Clients, Heard
 from tests.faults.fleet import Fleet
-from tests.faults.promises import Findings
+from tests.faults.promises import Findings, shown
 from tests.faults.provider import Part, Question
 
 LEAVERS, LEFT_WITHIN_S, LEFT_SURELY_S = 12, 1.0, 5.0
@@ -35,12 +38,14 @@ class Times:
     let_go: list[float] = field(default_factory=list)
     settled: list[float] = field(default_factory=list)
     elsewhere: list[float] = field(default_factory=list)
+    refused: list[float] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         return [
             f"| a client left: its provider call cancelled after | {_spread(self.let_go)} |",
             f"| a client left: what was used settled after | {_spread(self.settled)} |",
             f"| a worker killed: its jobs asked elsewhere after | {_spread(self.elsewhere)} |",
+            f"| Postgres frozen: who comes is told 503 after | {_spread(self.refused)} |",
         ]
 
 
@@ -52,8 +57,9 @@ def _spread(times: Sequence[float]) -> str:
 
 
 async def measure(fleet: Fleet, load: Clients, times: Times, findings: Findings) -> None:
-    """Both, one after the other; what took too long is noted in the findings."""
+    """One after the other; what took too long is noted in the findings."""
     await let_leave(fleet, load, times, findings)
+    await let_come(fleet, load, times, findings)
     await let_die(fleet, load, times, findings)
 
 
@@ -110,6 +116,44 @@ async def _settled(fleet: Fleet, began: list[Heard], times: Times, findings: Fin
         else:
             times.settled.append(row["settled_at"].timestamp() - heard.ended_at)
     findings.note("what those who left had used is settled", amiss)
+
+
+async def let_come(fleet: Fleet, load: Clients, times: Times, findings: Findings) -> None:
+    """Clients come while Postgres stands still: they are told so, and nothing was held for them."""
+    with fleet.frozen("postgres"):
+        began_at = time.time()
+        comers = [
+            load.begin(
+                Heard(0, "folded", dialect, True, key and f"{key} {began_at} {web}"),
+                Part(2, 0),
+                web=web,
+            )
+            for dialect, key in (
+                ("native", ""),
+                ("openai", ""),
+                ("anthropic", ""),
+                ("native", "key"),
+            )
+            for web in (0, 1)
+        ]
+        deadline = time.monotonic() + PATIENCE_S
+        while any(not heard.ends for heard in comers) and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+    await load.ended()
+    amiss = [shown(heard) for heard in comers if heard.status not in (503, 529)]
+    times.refused += [heard.ended_at - began_at for heard in comers if heard.ended_at]
+    ids = [heard.inference_id for heard in comers if heard.inference_id]
+    query = (
+        "SELECT id::text, state, hold_state, settled_usd FROM inferences "
+        "WHERE id = ANY ($1::uuid[]) AND (hold_state = 'posted' OR settled_usd > 0)"
+    )
+    connection = await asyncpg.connect(fleet.servers.superuser_url)
+    try:
+        amiss += [str(dict(row)) for row in await connection.fetch(query, ids)]
+    finally:
+        await connection.close()
+    amiss += [shown(heard) for heard in comers if heard.call in load.provider.questions]
+    findings.note("who comes while Postgres is away is told 503, for nothing", amiss)
 
 
 async def let_die(fleet: Fleet, load: Clients, times: Times, findings: Findings) -> None:
