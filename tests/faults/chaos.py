@@ -40,6 +40,8 @@ AWAY_S, MOMENT_S = 30.0, 6.0
 LEAST_HOLD_S = 30
 # after which the books have looked at all that has run out
 BOOKS_S = 30.0
+# what is said of one finding; the table has more
+LINE = 700
 # a job that takes this many workers with it is set aside
 MOST_KILLED = 3
 GRANTS = "00000000-0000-0000-0000-000000000002"
@@ -81,8 +83,6 @@ async def chaos(seed: int, plan: Plan, log: Path | None = None) -> Report:
             load.patience_s = PATIENCE_S + plan.away_s
             scene = Scene(fleet, load, random.Random(seed), plan.away_s)
             await _rounds(scene, plan, report)
-            if report.violations:
-                report.say(f"logs are kept in {_kept_logs(fleet, seed)}")
     return report
 
 
@@ -138,6 +138,11 @@ async def _ask_round(scene: Scene, plan: Plan, report: Report) -> None:
     report.calls += len(load.heard)
     await _ask(scene, report)
     load.forget()
+    news = [*report.findings.news()]
+    for broken in news:
+        report.say(broken[:LINE])
+    if news:
+        report.say(f"logs are kept in {_kept_logs(fleet, f'{report.seed}-{report.rounds}')}")
     memory = ", ".join(f"{name} {size}" for name, size in report.memory_mb.items())
     report.say(
         f"round {report.rounds}: {report.faults.total()} faults, {report.deaths.total()} killed, "
@@ -245,8 +250,8 @@ def _poisoned(scene: Scene, losses: int) -> list[str]:
     return [f"call {call}: {n}" for call, n in killed.items() if n > most.get(call, n)]
 
 
-def _kept_logs(fleet: Fleet, seed: int) -> Path:
-    folder = Path(tempfile.gettempdir()) / f"fleet-chaos-logs-{seed}"
+def _kept_logs(fleet: Fleet, name: str) -> Path:
+    folder = Path(tempfile.gettempdir()) / f"fleet-chaos-logs-{name}"
     folder.mkdir(exist_ok=True)
     for log in (*fleet.home.glob("*.log"), *(fleet.home / "servers" / "logs").glob("*.log")):
         with suppress(OSError):
