@@ -150,6 +150,7 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
         yield deps
     finally:
         await ends.aclose()
+        await kept.aclose()
         await control.aclose()
         await killswitch.aclose()
         await relay.aclose()

@@ -55,6 +55,10 @@ class Counted:
         self.lock = asyncio.Lock()
 
 
+# what a call waits for Postgres before it is told to come again; as long as its hold may take
+CALL_PATIENCE_S = 5.0
+
+
 @dataclass(frozen=True, slots=True)
 class Deps:
     settings: Settings
@@ -80,20 +84,27 @@ def get_deps(request: Request) -> Deps:
 
 
 @asynccontextmanager
-async def session(db: Database, tenant: UUID | None = None) -> AsyncIterator[AsyncSession]:
+async def session(
+    db: Database, tenant: UUID | None = None, *, patience_s: float | None = None
+) -> AsyncIterator[AsyncSession]:
     """A database session that acts for `tenant`; what is not committed is rolled back.
 
-    Raises `Overloaded` (503, retryable) if Postgres is away or has no room.
+    Raises `Overloaded` (503, retryable) if Postgres is away or has no room, or takes longer than
+    `patience_s`.
     """
-    async with reachable(), db.session(tenant) as opened:
+    async with reachable(patience_s), db.session(tenant) as opened:
         yield opened
 
 
 @asynccontextmanager
-async def reachable() -> AsyncIterator[None]:
-    """Around a use of the database. Raises `Overloaded` if Postgres is away or has no room."""
+async def reachable(patience_s: float | None = None) -> AsyncIterator[None]:
+    """Around a use of the database. Raises `Overloaded` if Postgres is away or has no room.
+
+    One that stands still says nothing at all: who may not wait for it has `patience_s`.
+    """
     try:
-        yield
+        async with asyncio.timeout(patience_s):
+            yield
     except (PoolTimeout, *TRANSIENT) as error:
         raise _away() from error
     except DBAPIError as error:

@@ -212,7 +212,7 @@ class Keeper:
             if call is not None and call.state != "held":
                 reply.end(broken_off("it is over, but its end was lost"))
             elif reply.envelope is not None:
-                await self._enqueue_again(reply, call.attempt if call is not None else 0)
+                await self._enqueue_again(reply, call.attempt if call is not None else 0, now)
             elif begun(reply) and now - reply.last_record > GIVEN_UP_S:
                 reply.end(broken_off("its worker was lost"))
 
@@ -225,12 +225,15 @@ class Keeper:
             rows = (await session.execute(query)).all()
         return {row.id: Known(row.attempt, row.state) for row in rows}
 
-    async def _enqueue_again(self, reply: Reply, attempts: int) -> None:
+    async def _enqueue_again(self, reply: Reply, attempts: int, now: float) -> None:
         """Its next attempt is numbered behind all that there may have been."""
         assert reply.envelope is not None
         log.warning("call_enqueued_again", extra={"inference_id": str(reply.id)})
         queued = await self._queue.enqueue(
-            reply.envelope, attempts=max(attempts, reply.enqueued), limit=False
+            reply.envelope,
+            attempts=max(attempts, reply.enqueued),
+            limit=False,
+            age_s=now - reply.expected_at,
         )
         if queued.result == "QUEUED":
             reply.enqueued += 1

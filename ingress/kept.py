@@ -18,13 +18,13 @@ from redis.exceptions import RedisError
 from starlette.responses import Response
 
 from ingress.answers import answer_headers
-from ingress.deps import Deps, reachable
+from ingress.deps import CALL_PATIENCE_S, Deps, reachable
 from ingress.ends import tell
 from ingress.limits import Turnstile
 from ingress.opening import enqueue, first_word
 from ingress.reply import Reply
 from shared.domain.inference import InferenceRequest
-from shared.errors import AinferaError, IdempotencyConflict, InvalidBody
+from shared.errors import AinferaError, IdempotencyConflict, InvalidBody, Overloaded
 from shared.kept import DONE, KeptCall
 from shared.queue import Envelope, Priority
 
@@ -93,10 +93,15 @@ async def accept(
     Raises `IdempotencyConflict`, `RateLimited`, `Overloaded` and `KillswitchEngaged`; then nothing
     is kept.
     """
-    async with reachable():
-        known = await deps.kept.keep(
-            envelope, path, key, stream=call.stream, background=call.background
-        )
+    try:
+        async with reachable(CALL_PATIENCE_S):
+            known = await deps.kept.keep(
+                envelope, path, key, stream=call.stream, background=call.background
+            )
+    except Overloaded:
+        # it may be written when Postgres goes on, and nobody was told that it is accepted
+        deps.kept.withdraw_patiently(envelope)
+        raise
     if known.fresh:
         priority = Priority.BACKGROUND if call.background else Priority.INTERACTIVE
         try:

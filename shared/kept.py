@@ -5,6 +5,7 @@ sealed with a key of their own (`shared.keys.request_sealer`) and bound to the i
 queue only says that there is work: what was accepted and has not ended is driven again from here.
 """
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -18,10 +19,11 @@ from uuid import UUID
 
 from sqlalchemy import Column, DateTime, Index, Text, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import BYTEA
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import Field, SQLModel
 
 from shared.config import Settings
-from shared.db import Database
+from shared.db import TRANSIENT, Database
 from shared.keys import SealBroken, Sealer, request_sealer
 from shared.models import moment
 from shared.queue import Envelope
@@ -30,6 +32,9 @@ from shared.stream import Record, unpack_records
 log = logging.getLogger(__name__)
 
 ACCEPTED, DONE, DEAD = "accepted", "done", "dead"
+
+# how often, once Postgres answers: over before what was lost is first looked for
+WITHDRAWALS, WITHDRAW_EVERY_S = 10, 0.5
 
 _LENGTH = struct.Struct(">Q")
 
@@ -183,6 +188,7 @@ class KeptCalls:
         self._sealer: Sealer = request_sealer(settings.master_key.get_secret_value())
         self._key_s = settings.idempotency_hours * 3600
         self._retain_s = settings.result_retention_hours * 3600
+        self._withdrawing: set[asyncio.Task[None]] = set()
 
     async def keep(
         self,
@@ -230,6 +236,28 @@ class KeptCalls:
             inference_id=envelope.inference_id,
             tenant_id=UUID(envelope.caller["tenant_id"]),
         )
+
+    def withdraw_patiently(self, envelope: Envelope) -> None:
+        """The same for a call of which Postgres has not said whether it was written."""
+        task = asyncio.create_task(self._withdraw(envelope), name="withdraw")
+        self._withdrawing.add(task)
+        task.add_done_callback(self._withdrawing.discard)
+
+    async def _withdraw(self, envelope: Envelope) -> None:
+        """The writing may end later than a withdrawal that found nothing: look again."""
+        answered = 0
+        while answered < WITHDRAWALS:
+            try:
+                await self.withdraw(envelope)
+                answered += 1
+            except (DBAPIError, *TRANSIENT):
+                log.warning("withdrawal_waits")
+            await asyncio.sleep(WITHDRAW_EVERY_S)
+
+    async def aclose(self) -> None:
+        for task in self._withdrawing:
+            task.cancel()
+        await asyncio.gather(*self._withdrawing, return_exceptions=True)
 
     async def states(self, wanted: Mapping[UUID, UUID]) -> dict[UUID, str]:
         """The states of calls by id, of those that are there; `wanted` has their tenants."""

@@ -4,7 +4,7 @@ Every key begins with the queue's name, which is a hash tag, so that a queue lie
 of a cluster. For a queue named `q`:
 
     q                  sorted set: jobs not due yet, by when they are (ms); arq's enqueue adds here
-    q:job:<id>         hash: `job` in arq's format, `lane`, `try` (claims so far), `at` (enqueued,
+    q:job:<id>         hash: `job` in arq's format, `lane`, `try` (claims so far), `at` (accepted,
                        us), `since` (waits since, us), `owner` (<worker>:<try> while in work),
                        `stop` (there if it shall stop, whoever claims it next: `1`, its client
                        left or cancelled it; `late`, its client was told that it will not start),
@@ -69,9 +69,9 @@ end
 """
 
 # KEYS: queue, bell. ARGV: id, job, payload, ttl (ms), lane, attempts, limited (0 or 1), most
-# jobs, longest wait (us), most jobs in a lane, longest silence of the workers (us), and what the
-# call asks of its key's limits, if the key has any; then the answer's last part is where the key
-# stands.
+# jobs, longest wait (us), most jobs in a lane, longest silence of the workers (us), how long ago
+# the call was accepted (us), and what it asks of its key's limits, if the key has any; then the
+# answer's last part is where the key stands.
 # Interactive jobs are refused where no worker has been there for so long. Where nobody knows,
 # the time begins with the first job: a worker may be about to start.
 # A lane is too old by its first job. The queue is too old when the lane whose turn comes next
@@ -128,12 +128,12 @@ if ARGV[7] == '1' and depth > 0 then
 end
 if redis.call('EXISTS', job_key(id)) == 1 then return {'EXISTS', depth, oldest} end
 local standing = nil
-if ARGV[12] then
-  standing = admit(id, ARGV[12], ARGV[4])
+if ARGV[13] then
+  standing = admit(id, ARGV[13], ARGV[4])
   if standing[1] ~= '' then return {'KEY_LIMIT', depth, oldest, standing} end
 end
-redis.call('HSET', job_key(id), 'job', ARGV[2], 'lane', lane, 'try', ARGV[6], 'at', now,
-  'since', now)
+redis.call('HSET', job_key(id), 'job', ARGV[2], 'lane', lane, 'try', ARGV[6],
+  'at', now - ARGV[12], 'since', now)
 redis.call('PEXPIRE', job_key(id), ARGV[4])
 redis.call('SET', payload_key(id), ARGV[3], 'PX', ARGV[4])
 wait_in(lane, id, 'RPUSH')
@@ -199,7 +199,7 @@ local function take(lane)
   end
   if not id then return 0 end
   redis.call('ZREM', q .. ':waiting', id)
-  local kept = redis.call('HMGET', job_key(id), 'job', 'try', 'since', 'stop', 'back')
+  local kept = redis.call('HMGET', job_key(id), 'job', 'try', 'since', 'at', 'stop', 'back')
   local job = kept[1]
   if not job and foreign ~= '' then job = redis.call('GET', foreign .. id) end
   if not job or not kept[2] then
@@ -210,8 +210,8 @@ local function take(lane)
   redis.call('HSET', job_key(id), 'try', try, 'owner', ARGV[3] .. ':' .. try)
   redis.call('ZADD', KEYS[2], now + ARGV[2], id)
   local payload = redis.call('GET', payload_key(id))
-  local waited, stop, back = now - kept[3], kept[4] or '', kept[5] or ''
-  claimed[#claimed + 1] = {id, job, try, payload, lane:sub(3), waited, stop, back}
+  local waited, age, stop, back = now - kept[3], now - kept[4], kept[5] or '', kept[6] or ''
+  claimed[#claimed + 1] = {id, job, try, payload, lane:sub(3), waited, age, stop, back}
   return 1
 end
 

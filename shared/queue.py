@@ -254,12 +254,14 @@ class InferenceQueue:
         attempts: int = 0,
         limit: bool = True,
         admission: Admission | None = None,
+        age_s: float = 0.0,
     ) -> Queued:
         """Queue one inference at the end of its tenant's lane, in one round trip.
 
         `attempts` have been made already: claims count on from there. `limit=False` is for
-        what was accepted before and may not be refused any more. `admission` is what the call
-        asks of its key's limits, where the key has any.
+        what was accepted before and may not be refused any more, `age_s` seconds ago: the time
+        until its deadline runs by the store's clock, as the hosts' own may differ. `admission` is
+        what the call asks of its key's limits, where the key has any.
         """
         job_id = str(envelope.inference_id)
         limits = self._limits
@@ -275,6 +277,7 @@ class InferenceQueue:
             int(limits.age_s * 1_000_000),
             limits.in_lane,
             int(UNSERVED_AFTER_S * 1_000_000),
+            int(age_s * 1_000_000),
         ]
         if admission is not None:
             args.append(admission.pack())

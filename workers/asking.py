@@ -184,8 +184,8 @@ def time_left(call: Call, deps: Deps) -> float:
 
     What runs in the background has its time from when a worker takes it up.
     """
-    began = call.claimed_at if call.request.background else call.envelope.accepted_at
-    return max(began + deps.settings.call_deadline_s - deps.clock(), 0.001)
+    used_s = deps.monotonic() - call.claimed_at + (0 if call.request.background else call.age_s)
+    return max(deps.settings.call_deadline_s - used_s, 0.001)
 
 
 def call_info(call: Call, candidate: Candidate, simulated: bool, deps: Deps) -> CallInfo:

@@ -49,7 +49,10 @@ class Asked:
 
 @dataclass(slots=True)
 class Call:
-    """What a worker knows of the call it carries out; `claimed_at` is in epoch seconds.
+    """What a worker knows of the call it carries out.
+
+    `age_s` is how old it was when it was claimed, by the store's clock, as ingress and worker may
+    not agree on the time; `claimed_at` is in seconds that only ever grow.
 
     `reached` is set before the first provider is asked: from then on something may be owed.
     `late`: its client was told that it will not be started.
@@ -61,6 +64,7 @@ class Call:
     attempt: int
     answer: Answer
     claimed_at: float
+    age_s: float = 0.0
     asked: list[Asked] = field(default_factory=list)
     reached: bool = False
     late: bool = False

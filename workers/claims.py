@@ -11,7 +11,7 @@ class Claim:
 
     `stop`: an order to stop was given before the claim. `late`: the client was told that the job
     will not be begun any more. `handed_back` are earlier tries that ended because their worker
-    was stopped, not because of the job.
+    was stopped, not because of the job. `age_us`: since it was accepted.
     """
 
     job_id: str
@@ -20,6 +20,7 @@ class Claim:
     payload: bytes | None
     tenant: str
     waited_us: int
+    age_us: int
     stop: bool
     late: bool
     handed_back: frozenset[int]
@@ -27,7 +28,7 @@ class Claim:
     @classmethod
     def unpack(cls, row: Sequence[Any]) -> "Claim":
         """One row of the CLAIM script's answer."""
-        job_id, job, attempt, payload, tenant, waited_us, stop, back = row
+        job_id, job, attempt, payload, tenant, waited_us, age_us, stop, back = row
         return cls(
             job_id.decode(),
             job,
@@ -35,6 +36,7 @@ class Claim:
             payload or None,
             tenant.decode(),
             waited_us,
+            age_us,
             stop=stop == b"1",
             late=stop == b"late",
             handed_back=frozenset(map(int, back.split())),

@@ -23,7 +23,7 @@ from shared.queue import Envelope
 from shared.replays import enqueue_replay, forget_requests, not_begun
 from shared.stream import Record, RecordKind, pack_failure
 from workers.deps import Deps
-from workers.sweep import BooksDeps
+from workers.sweep import BooksDeps, put_off
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +121,7 @@ async def bury(remains: Remains, cause: Cause, told: Failure, deps: Deps) -> Non
     log.error("dead_letter", extra={"code": cause.code, "result": result})
 
 
+@put_off
 async def tend_dead_letters(ctx: Mapping[str, Any]) -> dict[str, int]:
     """The books' round: expire what nobody cared for, queue lost replays again, forget requests."""
     deps: BooksDeps = ctx["deps"]

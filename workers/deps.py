@@ -65,7 +65,7 @@ class Cancellations:
 
 @dataclass(frozen=True, slots=True)
 class Deps:
-    """`clock` gives seconds since the epoch; `providers` is by provider slug."""
+    """`monotonic` gives seconds that only ever grow; `providers` is by provider slug."""
 
     settings: Settings
     ledger: Ledger
@@ -75,5 +75,4 @@ class Deps:
     catalog: Catalog
     cancellations: Cancellations
     killswitch: Killswitch
-    clock: Callable[[], float]
     monotonic: Callable[[], float]

@@ -42,9 +42,10 @@ class FleetWorker(Worker):
     """A worker of the fleet: `FleetWorker(functions, lease_s=5.0, **arq's own settings)`.
 
     `ctx` of a job has arq's `job_id` and `job_try`, `payload`: the bytes enqueued beside the
-    job, or None, `stop`, `late` and `handed_back` as in `Claim`, and `used`, where the job may say
-    how many `tokens` it used, for the limits of the key that asked. A job that raises `Retry`, or
-    is cancelled by a shutdown, is due again; any other end deletes it.
+    job, or None, `stop`, `late` and `handed_back` as in `Claim`, `age_s`: how long ago it was
+    accepted, by the store's clock, and `used`, where the job may say how many `tokens` it used, for
+    the limits of the key that asked. A job that raises `Retry`, or is cancelled by a shutdown, is
+    due again; any other end deletes it.
     `jobs_per_tenant` of the slots are one tenant's at most.
     `arq_jobs` is the prefix of the jobs that arq's own `enqueue_job` makes (cron does), or ""
     for a queue that takes none, whose keys then all are in one slot of a cluster.
@@ -256,6 +257,7 @@ class FleetWorker(Worker):
             "late": claim.late,
             "handed_back": claim.handed_back,
             "used": used,
+            "age_s": claim.age_us / 1_000_000,
         }
         if self.on_job_start:
             await self.on_job_start(ctx)

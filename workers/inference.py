@@ -80,16 +80,16 @@ async def run_inference(ctx: Mapping[str, Any], inference_id: str) -> None:
         remains.tell(set_aside(), deps)
         await bury(remains, WORKERS_LOST, set_aside(), deps)
         return
-    await attempt_once(remains, envelope, deps, ctx.get("used", {}))
+    await attempt_once(remains, envelope, ctx.get("age_s", 0.0), deps, ctx.get("used", {}))
 
 
 async def attempt_once(
-    remains: Remains, envelope: Envelope, deps: Deps, used: dict[str, int]
+    remains: Remains, envelope: Envelope, age_s: float, deps: Deps, used: dict[str, int]
 ) -> None:
     """One attempt at a call. A bug that comes before any provider was asked buries it."""
     call = None
     try:
-        call = take_up(envelope, remains.attempt, deps)
+        call = take_up(envelope, remains.attempt, age_s, deps)
         call.late = remains.late
         if envelope.kept and not await take_kept(call, deps):
             return
@@ -117,11 +117,11 @@ def tell_failure(call: Call | None, remains: Remains, failure: Failure, deps: De
         remains.tell(failure, deps)
 
 
-def take_up(envelope: Envelope, attempt: int, deps: Deps) -> Call:
+def take_up(envelope: Envelope, attempt: int, age_s: float, deps: Deps) -> Call:
     """The body parsed by the same pure function that the ingress used."""
     request = DIALECTS[envelope.dialect].parse_request(orjson.loads(envelope.body))
     answer = Answer(deps.publisher, envelope, request, attempt)
-    return Call(envelope, request, attempt, answer, claimed_at=deps.clock())
+    return Call(envelope, request, attempt, answer, claimed_at=deps.monotonic(), age_s=age_s)
 
 
 async def take_kept(call: Call, deps: Deps) -> bool:
@@ -213,7 +213,7 @@ def refused_before_hold(call: Call, plan: Plan, deps: Deps) -> Ending | None:
     patience_s = (
         settings.background_deadline_s if call.request.background else (settings.call_deadline_s)
     )
-    if call.late or call.claimed_at - call.envelope.accepted_at > patience_s:
+    if call.late or call.age_s > patience_s:
         late = DeadlineExceeded("The call waited in the queue for too long and was not started.")
         return Ending(Outcome.EXPIRED, failure=late.failure())
     if deps.killswitch.stops(call.tenant_id) or not_to_be_kept(call):

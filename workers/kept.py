@@ -7,19 +7,17 @@ under its own id. The database counts its attempts, so it starts no attempt over
 
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 import asyncpg
-from redis.exceptions import RedisError
 
 from shared.control import CANCEL, give_order
-from shared.db import TRANSIENT, Connection
+from shared.db import CALL_TIMEOUT_S, Connection
 from shared.keys import SealBroken
 from shared.queue import Priority
-from workers.sweep import BooksDeps
+from workers.sweep import BooksDeps, put_off
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +25,6 @@ PAGE = 500
 FORGET_LIMIT = 1000
 # What one round does not reach the next one does: what was just driven is passed over.
 ROUND_S = 8.0
-CLOSING_S = 2.0
 
 # Calls that may be lost, in the order of their ids, which is that of their age.
 _OPEN = """
@@ -44,7 +41,10 @@ UPDATE kept_calls k SET driven_at = now()
   FROM (SELECT $1::uuid AS id) w LEFT JOIN inferences i ON i.id = w.id
  WHERE k.inference_id = w.id AND k.state = 'accepted'
    AND k.driven_at < now() - make_interval(secs => $2)
-RETURNING k.envelope, k.background, greatest(k.attempts, coalesce(i.attempt, 0)) AS attempts
+RETURNING k.envelope, k.background, greatest(k.attempts, coalesce(i.attempt, 0)) AS attempts,
+          extract(epoch FROM now() - greatest(k.accepted_at, (
+            SELECT max(d.resolved_at) FROM dead_letters d
+             WHERE d.inference_id = k.inference_id AND d.state = 'replayed')))::float8 AS age_s
 """
 # Settled by something that kept no result: the call has ended all the same.
 _CLOSE = """
@@ -62,41 +62,31 @@ DELETE FROM kept_calls WHERE inference_id IN (
 """
 
 
+@put_off
 async def drive_kept_calls(ctx: Mapping[str, Any]) -> int:
     """Enqueue every kept call that has fallen out of the queue. Returns how many."""
     deps: BooksDeps = ctx["deps"]
-    after, driven, seen, began = UUID(int=0), 0, 0, time.monotonic()
-    patience_s = deps.settings.redrive_after_s
-    async with _until_next_round("kept_calls_wait"), _connected(deps) as connection:
-        await connection.execute(_CLOSE)
-        while page := await connection.fetch(_OPEN, after, patience_s, PAGE):
-            seen += len(page)
-            driven += await _drive(connection, page, deps)
-            after = page[-1]["inference_id"]
-            if time.monotonic() - began > ROUND_S:
-                break
+    connection = await deps.db.connect_raw()
+    try:
+        driven = await _round(connection, deps)
+    finally:
+        connection.terminate()  # without the goodbye that a server which stands still never hears
     if driven:
-        log.warning("kept_calls_driven", extra={"driven": driven, "looked_at": seen})
+        log.warning("kept_calls_driven", extra={"driven": driven})
     return driven
 
 
-@asynccontextmanager
-async def _until_next_round(waits: str) -> AsyncIterator[None]:
-    """A store that is away ends a round with one line in the log; the next one comes soon."""
-    try:
-        yield
-    except (RedisError, *TRANSIENT) as error:
-        log.warning(waits, extra={"error": repr(error)})
-
-
-@asynccontextmanager
-async def _connected(deps: BooksDeps) -> AsyncIterator[Connection]:
-    connection = await deps.db.connect_raw()
-    try:
-        yield connection
-    finally:
-        with suppress(*TRANSIENT):
-            await connection.close(timeout=CLOSING_S)
+async def _round(connection: Connection, deps: BooksDeps) -> int:
+    after, driven, ends_at = UUID(int=0), 0, time.monotonic() + ROUND_S
+    patience_s = deps.settings.redrive_after_s
+    await connection.execute(_CLOSE, timeout=CALL_TIMEOUT_S)
+    while time.monotonic() < ends_at:
+        page = await connection.fetch(_OPEN, after, patience_s, PAGE, timeout=CALL_TIMEOUT_S)
+        if not page:
+            break
+        driven += await _drive(connection, page, deps)
+        after = page[-1]["inference_id"]
+    return driven
 
 
 async def _drive(connection: Connection, page: Sequence[asyncpg.Record], deps: BooksDeps) -> int:
@@ -120,7 +110,9 @@ async def _enqueue(connection: Connection, inference_id: UUID, deps: BooksDeps) 
         log.error("kept_call_unreadable", extra={"inference_id": str(inference_id)})
         return False
     priority = Priority.BACKGROUND if row["background"] else Priority.INTERACTIVE
-    queued = await deps.queue.enqueue(envelope, priority, attempts=row["attempts"], limit=False)
+    queued = await deps.queue.enqueue(
+        envelope, priority, attempts=row["attempts"], limit=False, age_s=row["age_s"]
+    )
     log.info(
         "kept_call_driven",
         extra={"inference_id": str(inference_id), "attempts": row["attempts"]},
@@ -128,17 +120,21 @@ async def _enqueue(connection: Connection, inference_id: UUID, deps: BooksDeps) 
     return queued.result == "QUEUED"
 
 
+@put_off
 async def forget_kept_calls(ctx: Mapping[str, Any]) -> int:
     """Delete what has been kept for its time. Returns how many calls."""
     deps: BooksDeps = ctx["deps"]
+    connection = await deps.db.connect_raw()
     forgotten = 0
-    async with _until_next_round("kept_calls_not_forgotten"), _connected(deps) as connection:
+    try:
         while True:
             status = await connection.execute(_FORGET, FORGET_LIMIT)
             deleted = int(status.rpartition(" ")[2])
             forgotten += deleted
             if deleted < FORGET_LIMIT:
                 break
+    finally:
+        await connection.close()
     if forgotten:
         log.info("kept_calls_forgotten", extra={"calls": forgotten})
     return forgotten

@@ -93,7 +93,6 @@ def inference_worker(settings: Settings) -> FleetWorker:
             catalog=catalog,
             cancellations=cancellations,
             killswitch=killswitch,
-            clock=time.time,
             monotonic=time.perf_counter,
         )
         settle_heap()

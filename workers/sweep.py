@@ -1,15 +1,18 @@
 """The books worker's rounds: close what nobody will finish, sign what was witnessed, end grants."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import orjson
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from shared.config import Settings
-from shared.db import Database
+from shared.db import TRANSIENT, Database
 from shared.domain.closing import closing_item
 from shared.errors import DeadlineExceeded
 from shared.kept import KeptCalls, KeptResult
@@ -22,6 +25,8 @@ from workers.ledger import Ledger
 log = logging.getLogger(__name__)
 
 SWEEP_LIMIT = 100
+R = TypeVar("R", bound=Callable[..., Coroutine[Any, Any, Any]])
+
 LOST = DeadlineExceeded("The call was lost and its hold has run out.").failure()
 
 # A hold outlives every deadline of its call, so one that has run out belongs to nobody. A call that
@@ -54,6 +59,23 @@ class BooksDeps:
     checkpointer: Checkpointer | None = None
 
 
+def put_off(round_: R) -> R:
+    """A round that waits for its next turn while a store is away: that is no bug of ours."""
+
+    @wraps(round_)
+    async def around(ctx: Mapping[str, Any]) -> Any:
+        try:
+            return await round_(ctx)
+        except (RedisError, OperationalError, InterfaceError, *TRANSIENT) as away:
+            # the words of a database may be those of a row: its kind must do
+            about = {"round": round_.__name__, "error": type(away).__name__}
+            log.warning("round_put_off", extra=about)
+            return None
+
+    return cast(R, around)
+
+
+@put_off
 async def release_expired_holds(ctx: Mapping[str, Any]) -> int:
     """Settle calls whose worker is gone for good: expired, nothing charged. Returns how many."""
     deps: BooksDeps = ctx["deps"]
@@ -78,12 +100,14 @@ def lost(row: Mapping[str, Any]) -> KeptResult:
     return KeptResult(record.pack())
 
 
+@put_off
 async def sign_checkpoint(ctx: Mapping[str, Any]) -> int:
     """Take new audit events into the log and sign its head. Returns how many events."""
     deps: BooksDeps = ctx["deps"]
     return await deps.checkpointer.round() if deps.checkpointer is not None else 0
 
 
+@put_off
 async def expire_grants(ctx: Mapping[str, Any]) -> int:
     """Take back what is left of preview grants that have ended. Returns how many ended."""
     deps: BooksDeps = ctx["deps"]

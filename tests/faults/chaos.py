@@ -1,194 +1,155 @@
 """Random faults under a random load, from one seed; then every promise is asked for.
 
-    chaos(seed, minutes) -> Report: `violations` must be 0
+    chaos(seed, seconds) -> Report: `violations` must be 0
 
 The seed decides kinds, moments and victims. Processes run at their own pace, so a seed repeats the
-schedule and the load, not each interleaving.
+schedule and the load, not each interleaving. A long run goes in rounds on the same fleet: after
+each the load pauses, what is open ends, the promises are asked for, what was heard is let go.
 """
 
 import asyncio
 import random
-import signal
-import sys
+import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 import asyncpg
 
-from shared.fleet import list_workers
-from tests.faults.clients import Agent, Clients
-from tests.faults.doomed import POINTS
-from tests.faults.fleet import HOLD_TTL_S, LEASE_S, Fleet, running_fleet
-from tests.faults.promises import Books, Findings, ask_clients, ask_stores
-from tests.faults.provider import Mood, NumberingProvider, running_provider
+from tests.faults.breaking import FAULTS, WORKERS, Scene, deck
+from tests.faults.clients import PATIENCE_S, POISONED, Agent, Clients
+from tests.faults.fleet import Fleet, running_fleet
+from tests.faults.measuring import measure
+from tests.faults.promises import Books, ask_clients, ask_stores
+from tests.faults.provider import running_provider
+from tests.faults.report import Report
 
 CLIENTS = 20
 AGENTS = 5
 POOR_USD = "0.05"
-# what a hold that nobody ends may last, and the books' round after it
-SETTLING_S = HOLD_TTL_S + 15 + 15.0
-WORKERS = ("inference1", "inference2")
+ROUND_S = 300.0
+# from here on a run is long: Postgres stays away for half a minute, not for a moment
+LONG_S = 180.0
+# which is more than a worker waits for a hold
+AWAY_S, MOMENT_S = 30.0, 6.0
+# a hold outlives the longest absence, as it does with the product's settings
+LEAST_HOLD_S = 30
+# after which the books have looked at all that has run out
+BOOKS_S = 30.0
+# what is said of one finding; the table has more
+LINE = 700
+# a job that takes this many workers with it is set aside
+MOST_KILLED = 3
 GRANTS = "00000000-0000-0000-0000-000000000002"
 
-Fault = Callable[[Fleet, random.Random], Awaitable[None]]
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do in a run. `only` are the faults to make, by a part of their names."""
 
-async def kill_worker(fleet: Fleet, rng: random.Random) -> None:
-    fleet.kill(rng.choice(WORKERS))
-
-
-async def doom_worker(fleet: Fleet, rng: random.Random) -> None:
-    fleet.doom(rng.choice(WORKERS), rng.choice(list(POINTS)), rng.randint(1, 4))
-
-
-async def freeze_worker(fleet: Fleet, rng: random.Random) -> None:
-    process = fleet.processes[rng.choice(WORKERS)]
-    process.send_signal(signal.SIGSTOP)
-    await asyncio.sleep(LEASE_S * rng.uniform(1.2, 2.5))
-    process.send_signal(signal.SIGCONT)
-
-
-async def kill_ingress(fleet: Fleet, rng: random.Random) -> None:
-    fleet.kill(rng.choice(("web1", "web2")))
-
-
-async def kill_books(fleet: Fleet, rng: random.Random) -> None:
-    fleet.kill("books")
-
-
-async def restart_valkey(fleet: Fleet, rng: random.Random) -> None:
-    await fleet.stop_server("valkey", rng.choice((signal.SIGKILL, signal.SIGTERM)))
-    await asyncio.sleep(rng.uniform(0, 1))
-    await fleet.start_server("valkey")
-
-
-async def lose_valkey(fleet: Fleet, rng: random.Random) -> None:
-    async with fleet.redis as redis:
-        await redis.flushall()
-
-
-async def cut_connection(fleet: Fleet, rng: random.Random) -> None:
-    async with fleet.redis as redis:
-        mine = await redis.client_id()
-        ids = [each["id"] for each in await redis.client_list() if each["id"] != str(mine)]
-        if ids:
-            await redis.client_kill_filter(_id=rng.choice(ids))
-
-
-async def crash_postgres(fleet: Fleet, rng: random.Random) -> None:
-    await fleet.stop_server("postgres", signal.SIGQUIT)
-    await asyncio.sleep(rng.uniform(0, 2))
-    await fleet.start_server("postgres")
-
-
-FAULTS: dict[str, tuple[Fault, int]] = {
-    "worker kill -9": (kill_worker, 3),
-    "worker kill -9 at a point": (doom_worker, 8),
-    "worker frozen past its lease": (freeze_worker, 3),
-    "ingress kill -9": (kill_ingress, 2),
-    "books kill -9": (kill_books, 1),
-    "Valkey restart": (restart_valkey, 2),
-    "Valkey total loss": (lose_valkey, 3),
-    "one connection killed": (cut_connection, 4),
-    "Postgres crash": (crash_postgres, 2),
-}
-
-
-@dataclass
-class Report:
-    """What happened in one run, and what of it broke a promise."""
-
-    seed: int
     seconds: float
-    findings: Findings
-    faults: Counter[str] = field(default_factory=Counter)
-    deaths: Counter[str] = field(default_factory=Counter)
-    moods: Counter[Mood] = field(default_factory=Counter)
-    kinds: Counter[str] = field(default_factory=Counter)
-    ends: Counter[str] = field(default_factory=Counter)
-    states: dict[str, int] = field(default_factory=dict)
-    calls: int = 0
-    asked: int = 0
-    again: int = 0
-    settled: int = 0
+    only: str = ""
+    clients: int = CLIENTS
+    round_s: float = ROUND_S
+    measured: bool = True
 
     @property
-    def violations(self) -> int:
-        return self.findings.violations
+    def pause_s(self) -> float:
+        return 1.2 if self.seconds >= LONG_S else 0.6
 
-    def __str__(self) -> str:
-        kinds = ", ".join(f"{name} {count}" for name, count in self.kinds.most_common())
-        ends = ", ".join(f"{name} {count}" for name, count in self.ends.most_common())
-        moods = [f"{mood} {count}" for mood, count in self.moods.items() if mood is not Mood.FINE]
-        ratio = self.asked / self.settled if self.settled else 0
-        return "\n".join(
-            [
-                f"seed {self.seed}, {self.seconds:.0f} s",
-                "| fault | times |",
-                "| --- | --- |",
-                *[f"| {name} | {count} |" for name, count in self.faults.most_common()],
-                f"| provider faults | {len(moods) and ', '.join(moods)} |",
-                f"| processes killed | {self.deaths.total()} {dict(self.deaths)} |",
-                f"| calls of clients | {self.calls}: {kinds} |",
-                f"| what they were told | {ends} |",
-                f"| jobs by their end | {self.states} |",
-                f"| provider calls per settled call | {self.asked}/{self.settled} = {ratio:.3f} |",
-                f"| of these, asked again though the provider was not at fault | {self.again} |",
-                f"| **violations** | **{self.violations}** |",
-                "| promise | violations |",
-                "| --- | --- |",
-                *self.findings.lines(),
-            ]
-        )
+    @property
+    def away_s(self) -> float:
+        return AWAY_S if self.seconds >= LONG_S else MOMENT_S
+
+    @property
+    def hold_ttl_s(self) -> int:
+        return LEAST_HOLD_S + int(self.away_s)
 
 
-def say(line: str) -> None:
-    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")
-
-
-async def chaos(
-    seed: int,
-    seconds: float = 35.0,
-    *,
-    only: str = "",
-    clients: int = CLIENTS,
-    pause_s: float = 1.2,
-) -> Report:
-    """One run. `only` are the faults to make, by a part of their names; all if it is empty."""
+async def chaos(seed: int, plan: Plan, log: Path | None = None) -> Report:
+    """One run of a fleet of its own."""
+    report = Report(seed, log=log)
     with tempfile.TemporaryDirectory(prefix="fleet-chaos-") as home:
-        async with running_provider() as provider, running_fleet(Path(home), provider) as fleet:
-            return await _run(fleet, provider, seed, seconds, only, clients, pause_s)
-
-
-async def _run(
-    fleet: Fleet,
-    provider: NumberingProvider,
-    seed: int,
-    seconds: float,
-    only: str,
-    clients: int,
-    pause_s: float,
-) -> Report:
-    rng, began = random.Random(seed), time.monotonic()
-    load = Clients(fleet.urls, await _agents(fleet), provider, random.Random(seed + 1))
-    report = Report(seed, 0, Findings())
-    supervisor = asyncio.create_task(fleet.supervise())
-    loading = asyncio.create_task(load.load(clients, seconds))
-    await _break(fleet, rng, report, loading, seconds, only, pause_s)
-    await loading
-    settled_in = await _settle(fleet)
-    say(f"load has ended, {load.calls} calls; settled after {settled_in:.1f} s")
-    if supervisor.done():
-        supervisor.result()
-    await _ask(fleet, load, provider, report)
-    supervisor.cancel()
-    report.seconds = time.monotonic() - began
+        async with (
+            running_provider() as provider,
+            running_fleet(Path(home), provider, plan.hold_ttl_s) as fleet,
+        ):
+            agents = await _agents(fleet)
+            load = Clients(fleet.urls, agents, provider, random.Random(seed + 1))
+            load.patience_s = PATIENCE_S + plan.away_s
+            scene = Scene(fleet, load, random.Random(seed), plan.away_s)
+            await _rounds(scene, plan, report)
     return report
+
+
+async def _rounds(scene: Scene, plan: Plan, report: Report) -> None:
+    fleet, load, began = scene.fleet, scene.load, time.monotonic()
+    supervisor = asyncio.create_task(fleet.supervise())
+    ends_at, cards = began + plan.seconds, list[str]()
+    async with load.connected():
+        while (left_s := ends_at - time.monotonic()) > 1 or not report.rounds:
+            report.rounds += 1
+            seconds = min(plan.round_s, max(left_s, 1))
+            loading = asyncio.create_task(load.load(plan.clients, seconds))
+            await _break(scene, report, loading, seconds, plan, cards)
+            await loading
+            await _ask_round(scene, plan, report)
+            report.seconds = time.monotonic() - began
+            if supervisor.done():
+                supervisor.result()
+    supervisor.cancel()
+
+
+async def _break(
+    scene: Scene,
+    report: Report,
+    loading: "asyncio.Task[None]",
+    seconds: float,
+    plan: Plan,
+    cards: list[str],
+) -> None:
+    """One fault after the other, with pauses between, until the load ends."""
+    rng, ends_at = scene.rng, time.monotonic() + seconds - 1
+    await asyncio.sleep(min(1.5, seconds / 4))
+    while time.monotonic() < ends_at and not loading.done():
+        if not cards:
+            cards += deck(rng, plan.only, scene.fleet.disk is not None)
+        name = cards.pop()
+        report.faults[name] += 1
+        if report.log is None:
+            report.say(name)
+        await FAULTS[name].make(scene)
+        await asyncio.sleep(rng.uniform(0.3, 2 * plan.pause_s))
+
+
+async def _ask_round(scene: Scene, plan: Plan, report: Report) -> None:
+    fleet, load = scene.fleet, scene.load
+    settled_in = await _settle(fleet, plan)
+    await fleet.ready()
+    silent = await fleet.all_alive(15)
+    report.findings.note("all workers are alive", silent)
+    if plan.measured:
+        await measure(fleet, load, report.times, report.findings)
+        await _settle(fleet, plan)
+    report.calls += len(load.heard)
+    await _ask(scene, report)
+    load.forget()
+    news = [*report.findings.news()]
+    for broken in news:
+        report.say(broken[:LINE])
+    if news:
+        report.say(f"logs are kept in {_kept_logs(fleet, f'{report.seed}-{report.rounds}')}")
+    memory = ", ".join(f"{name} {size}" for name, size in report.memory_mb.items())
+    report.say(
+        f"round {report.rounds}: {report.faults.total()} faults, {report.deaths.total()} killed, "
+        f"{report.calls} calls, open calls ended within {settled_in:.1f} s, "
+        f"{report.settled} settled, ratio {report.ratio:.3f}, {report.violations} violations; "
+        f"MB: {memory}, this process {fleet.own_memory_mb()}"
+    )
 
 
 async def _agents(fleet: Fleet) -> list[Agent]:
@@ -215,37 +176,13 @@ async def _agents(fleet: Fleet) -> list[Agent]:
     return agents
 
 
-async def _break(
-    fleet: Fleet,
-    rng: random.Random,
-    report: Report,
-    loading: "asyncio.Task[None]",
-    seconds: float,
-    only: str,
-    pause_s: float,
-) -> None:
-    """One fault after the other, with pauses between, until the load ends."""
-    table = {name: made for name, made in FAULTS.items() if only in name}
-    ends_at, told_at = time.monotonic() + seconds - 1, time.monotonic()
-    await asyncio.sleep(1.5)
-    while time.monotonic() < ends_at and not loading.done():
-        name = rng.choices(list(table), [weight for _, weight in table.values()])[0]
-        report.faults[name] += 1
-        say(name)
-        await table[name][0](fleet, rng)
-        await asyncio.sleep(rng.uniform(0.3, 2 * pause_s))
-        if time.monotonic() - told_at > 60:
-            told_at = time.monotonic()
-            say(f"{report.faults.total()} faults, {fleet.deaths.total()} deaths")
-
-
 SETTLED = """
 SELECT NOT EXISTS (SELECT FROM inferences WHERE state = 'held')
    AND NOT EXISTS (SELECT FROM kept_calls WHERE state = 'accepted')
 """
 
 
-async def _settle(fleet: Fleet) -> float:
+async def _settle(fleet: Fleet, plan: Plan) -> float:
     """Wait until nothing is open any more, for as long as that may take; how long it took."""
     began = time.monotonic()
     for name in WORKERS:  # what was ordered and has not happened does not happen now
@@ -253,7 +190,7 @@ async def _settle(fleet: Fleet) -> float:
     await asyncio.sleep(2)
     connection = await asyncpg.connect(fleet.servers.superuser_url)
     try:
-        while time.monotonic() - began < SETTLING_S:
+        while time.monotonic() - began < plan.hold_ttl_s + BOOKS_S:
             if await connection.fetchval(SETTLED) and not await _jobs(fleet):
                 break
             await asyncio.sleep(0.25)
@@ -267,23 +204,56 @@ async def _jobs(fleet: Fleet) -> bool:
         return [key async for key in redis.scan_iter(match="*inference}:job:*", count=1000)] != []
 
 
-async def _ask(fleet: Fleet, load: Clients, provider: NumberingProvider, report: Report) -> None:
-    findings, heard = report.findings, load.heard
-    connection = await asyncpg.connect(fleet.servers.superuser_url)
+async def _ask(scene: Scene, report: Report) -> None:
+    findings, heard, provider = report.findings, scene.load.heard, scene.load.provider
+    connection = await asyncpg.connect(scene.fleet.servers.superuser_url)
     try:
-        async with fleet.redis as redis:
+        async with scene.fleet.redis as redis:
             await ask_stores(connection, redis, findings)
-            alive = Counter(worker.kind for worker in await list_workers(redis))
-        books = await Books.read(connection)
+        books = await Books.read(connection, {h.inference_id for h in heard if h.inference_id})
+        rows = await connection.fetch("SELECT state, count(*) FROM inferences GROUP BY 1")
+        report.states = {row["state"]: row["count"] for row in rows}
+        report.settled = await connection.fetchval("SELECT count(*) FROM receipts")
     finally:
         await connection.close()
     ask_clients(heard, provider, books, findings)
-    findings.note("no process ends by itself", fleet.ended)
-    missing = [f"{alive}"] if alive["inference"] < 2 or alive["books"] < 1 else []
-    findings.note("all workers are alive", missing)
-    report.deaths, report.moods, report.asked = fleet.deaths, provider.moods, provider.asked
-    report.again = provider.again
-    report.calls, report.settled = len(heard), len(books.receipts)
-    report.kinds = Counter(each.kind for each in heard)
-    report.ends = Counter(" and ".join(each.ends) or "nothing" for each in heard)
-    report.states = dict(Counter(books.state.values()))
+    findings.note("no process ends by itself", scene.fleet.ended)
+    findings.note("another body under a known key is refused", _let_through(scene))
+    losses = report.faults["Valkey total loss"] + report.faults["Valkey restart"]
+    findings.note(f"a poison job kills {MOST_KILLED} workers at most", _poisoned(scene, losses))
+    report.deaths, report.moods = scene.fleet.deaths, provider.moods
+    report.asked, report.again = provider.asked, provider.again
+    report.kinds.update(each.kind for each in heard)
+    report.ends.update(" and ".join(each.ends) or "nothing" for each in heard)
+    report.told_away.update(heard.status for heard in scene.comers)
+    scene.comers.clear()
+    report.conflicts = scene.load.conflicts
+    report.seen, report.memory_mb = scene.seen, scene.fleet.memory_mb()
+
+
+def _let_through(scene: Scene) -> list[str]:
+    """409; or 503, where the database could not be asked."""
+    told = scene.load.conflicts
+    return [f"status {status}: {n}" for status, n in told.items() if status not in (409, 503, 529)]
+
+
+def _poisoned(scene: Scene, losses: int) -> list[str]:
+    """Of a call that is kept, Postgres counts the attempts; of others a lost queue forgets them."""
+    notes = scene.fleet.home / "poisoned"
+    killed = Counter(notes.read_text("ascii").split() if notes.exists() else ())
+    scene.seen["workers poisoned"] = killed.total()
+    most = {
+        str(heard.call): MOST_KILLED + (0 if heard.key else losses)
+        for heard in scene.load.heard
+        if heard.kind == POISONED
+    }
+    return [f"call {call}: {n}" for call, n in killed.items() if n > most.get(call, n)]
+
+
+def _kept_logs(fleet: Fleet, name: str) -> Path:
+    folder = Path(tempfile.gettempdir()) / f"fleet-chaos-logs-{name}"
+    folder.mkdir(exist_ok=True)
+    for log in (*fleet.home.glob("*.log"), *(fleet.home / "servers" / "logs").glob("*.log")):
+        with suppress(OSError):
+            shutil.copy(log, folder)
+    return folder

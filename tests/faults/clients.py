@@ -4,7 +4,9 @@ import asyncio
 import random
 import re
 import time
-from contextlib import suppress
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +21,7 @@ EVENT_ID = re.compile(rb"\nid: (\d+)\n\n")
 PATIENCE_S = 45.0
 KINDS = ("streamed", "folded", "leaves", "background", "with a key")
 WEIGHTS = (35, 20, 12, 13, 20)
+POISONED = "poisoned"
 FAULTY = 0.25
 
 
@@ -38,6 +41,7 @@ class Heard:
     dialect: str
     routed: bool
     key: str = ""
+    says: str = ""
     status: int = 0
     inference_id: str = ""
     content: bytes = b""
@@ -67,13 +71,60 @@ class Clients:
     heard: list[Heard] = field(default_factory=list)
     calls: int = 0
     until: float = 0.0
+    patience_s: float = PATIENCE_S
+    conflicts: Counter[int] = field(default_factory=Counter)
+    extras: set["asyncio.Task[None]"] = field(default_factory=set)
+    session: aiohttp.ClientSession | None = None
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """The connections of all clients: one for each call, as they come from anywhere."""
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        timeout = aiohttp.ClientTimeout(total=self.patience_s)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as self.session:
+            yield
+            await asyncio.gather(*self.extras)
+
+    def begin(
+        self,
+        heard: Heard,
+        part: Part,
+        *,
+        leaves_after_s: float | None = None,
+        web: int | None = None,
+    ) -> Heard:
+        """One call beside the load: `heard` is filled by and by."""
+        self.calls += 1
+        heard.call = self.calls
+        self.provider.parts[heard.call] = part
+        assert self.session is not None
+        asking = self._carry_out(
+            self.session,
+            self.agents[0],
+            heard,
+            stream=heard.kind not in ("background", "folded"),
+            leaves_after_s=leaves_after_s,
+            web=web,
+        )
+        task = asyncio.create_task(asking)
+        self.extras.add(task)
+        task.add_done_callback(self.extras.discard)
+        return heard
+
+    async def ended(self) -> None:
+        """All calls beside the load are over."""
+        await asyncio.gather(*self.extras)
+
+    def forget(self) -> None:
+        """What was heard has been looked at."""
+        self.heard.clear()
+        self.provider.forget()
 
     async def load(self, clients: int, seconds: float) -> None:
         self.until = time.monotonic() + seconds
-        connector = aiohttp.TCPConnector(limit=0, force_close=True)
-        timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-            await asyncio.gather(*[self._client(session) for _ in range(clients)])
+        assert self.session is not None
+        await asyncio.gather(*[self._client(self.session) for _ in range(clients)])
+        await self.ended()
 
     async def _client(self, session: aiohttp.ClientSession) -> None:
         while time.monotonic() < self.until:
@@ -111,6 +162,23 @@ class Clients:
         ]
         await asyncio.gather(*[self._carry_out(session, agent, each, stream) for each in twins])
         await self._carry_out(session, agent, heard, stream)
+        if heard.accepted and heard.ends == ["done"]:
+            await self._ask_otherwise(session, agent, heard)
+
+    async def _ask_otherwise(
+        self, session: aiohttp.ClientSession, agent: Agent, heard: Heard
+    ) -> None:
+        """Another request with a key that a call has; the status of the answer is noted."""
+        body = {
+            "model": "gpt-5-mini",
+            "max_tokens": 9,
+            "messages": [{"role": "user", "content": "?"}],
+        }
+        headers = {"authorization": f"Bearer {agent.api_key}", "idempotency-key": heard.key}
+        url = f"{self.rng.choice(self.urls)}{PATHS[heard.dialect]}"
+        with suppress(aiohttp.ClientError, TimeoutError):
+            async with session.post(url, json=body, headers=headers) as answer:
+                self.conflicts[answer.status] += 1
 
     async def _carry_out(
         self,
@@ -118,6 +186,8 @@ class Clients:
         agent: Agent,
         heard: Heard,
         stream: bool | None = None,
+        leaves_after_s: float | None = None,
+        web: int | None = None,
     ) -> None:
         if stream is None:
             stream = heard.kind == "streamed" or (
@@ -126,7 +196,7 @@ class Clients:
         body: dict[str, Any] = {
             "model": "ainfera-inference" if heard.routed else "gpt-5-mini",
             "max_tokens": 64,
-            "messages": [{"role": "user", "content": f"Say call-{heard.call}-end."}],
+            "messages": [{"role": "user", "content": f"Say call-{heard.call}-end.{heard.says}"}],
             "stream": stream,
         }
         if heard.kind == "background":
@@ -134,8 +204,10 @@ class Clients:
         headers = {"authorization": f"Bearer {agent.api_key}"}
         if heard.key:
             headers["idempotency-key"] = heard.key
-        leaves_after_s = self.rng.uniform(0, 0.8) if heard.kind == "leaves" else None
-        web = self.rng.randrange(len(self.urls))
+        if heard.kind == "leaves" and leaves_after_s is None:
+            leaves_after_s = self.rng.uniform(0, 0.8)
+        if web is None:
+            web = self.rng.randrange(len(self.urls))
         try:
             async with asyncio.timeout(leaves_after_s):
                 await self._ask(session, web, heard, body, headers)
@@ -195,7 +267,8 @@ class Clients:
         self, session: aiohttp.ClientSession, heard: Heard, headers: dict[str, str]
     ) -> None:
         """Ask for a call in the background until it is over, whichever ingress answers."""
-        while True:
+        ends_at = time.monotonic() + self.patience_s
+        while time.monotonic() < ends_at:
             url = f"{self.rng.choice(self.urls)}/v1/inferences/{heard.inference_id}"
             with suppress(aiohttp.ClientError):
                 async with session.get(url, headers=headers) as answer:
@@ -208,6 +281,7 @@ class Clients:
                         heard.ends.append("done" if body["status"] == "succeeded" else "error")
                         return
             await asyncio.sleep(0.3)
+        heard.ends.append("waited in vain")
 
 
 def ends_of(heard: Heard, *, streamed: bool) -> list[str]:

@@ -35,6 +35,8 @@ class Mood(StrEnum):
     MALFORMED = "malformed"
     ERROR_IN_200 = "error in 200"
     NO_USAGE = "no usage"
+    SILENT = "time-out"
+    BYTEWISE = "one byte a second"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Question:
     mood: Mood
     asked_at: float
     whole: bool = False
+    over_at: float = 0.0
 
 
 @dataclass
@@ -62,16 +65,22 @@ class NumberingProvider:
     parts: dict[int, Part] = field(default_factory=dict)
     questions: dict[int, list[Question]] = field(default_factory=dict)
     moods: Counter[Mood] = field(default_factory=Counter)
-
-    @property
-    def asked(self) -> int:
-        return sum(len(each) for each in self.questions.values())
+    asked: int = 0
+    forgotten: int = 0
+    late: list[int] = field(default_factory=list)
 
     @property
     def again(self) -> int:
         """Questions that follow another which the provider did not take amiss."""
         fine = (Mood.FINE, Mood.NO_USAGE)
-        return sum(each.mood in fine for asked in self.questions.values() for each in asked[:-1])
+        now = [each.mood in fine for asked in self.questions.values() for each in asked[:-1]]
+        return self.forgotten + sum(now)
+
+    def forget(self) -> None:
+        """Let go of calls that are over; who asks for one of them all the same is noted."""
+        self.forgotten = self.again
+        self.parts.clear()
+        self.questions.clear()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         wire = "anthropic" if request.path == "/v1/messages" else "openai"
@@ -79,6 +88,10 @@ class NumberingProvider:
         found = CALL.search(raw.decode())
         assert found is not None
         call = int(found[1])
+        self.asked += 1
+        if call not in self.parts:
+            self.late.append(call)
+            return web.Response(status=500)
         part, before = self.parts[call], self.questions.setdefault(call, [])
         mood = Mood.FINE if part.once and before else part.mood
         question = Question(call, len(before) + 1, mood, time.time())
@@ -90,8 +103,11 @@ class NumberingProvider:
                 status=int(mood),
                 content_type="application/json",
             )
-        with suppress(ConnectionError):  # whoever asked has hung up, or was killed
-            return await self._stream(request, wire, str(orjson.loads(raw)["model"]), question)
+        try:
+            with suppress(ConnectionError):  # whoever asked has hung up, or was killed
+                return await self._stream(request, wire, str(orjson.loads(raw)["model"]), question)
+        finally:
+            question.over_at = time.time()
         return web.Response()
 
     async def _stream(
@@ -105,6 +121,8 @@ class NumberingProvider:
             broken_after=part.words // 2 if mood in (Mood.CUT, Mood.ERROR_IN_200) else None,
             error="overloaded" if mood is Mood.ERROR_IN_200 else "",
         )
+        if mood is Mood.SILENT:
+            await asyncio.sleep(3600)
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         gap_s = 0.7 if mood is Mood.DRIP else part.gap_s
@@ -114,6 +132,10 @@ class NumberingProvider:
                 await asyncio.sleep(gap_s)
             if mood is Mood.MALFORMED and text.endswith("w1 "):
                 await response.write(b'data: {"choices": [{"delta"\n\n')
+            if mood is Mood.BYTEWISE and text:
+                for byte in frame:
+                    await response.write(bytes([byte]))
+                    await asyncio.sleep(1)
             await response.write(frame)
         if mood is Mood.CUT:
             assert request.transport is not None

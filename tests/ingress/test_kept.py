@@ -1,5 +1,6 @@
 """Accepting a call that is kept: what the queue refuses, and what it does not answer."""
 
+import asyncio
 from typing import Any
 
 import asyncpg
@@ -83,6 +84,44 @@ async def test_a_background_call_is_accepted_while_the_queue_is_away(
     )
     assert (answer.status_code, answer.json()["status"]) == (202, "queued")
     assert await states(database_url, new["agent_id"]) == ["accepted"]
+
+
+@pytest.mark.parametrize("kept", [KEYED, IN_BACKGROUND])
+async def test_a_database_that_says_nothing_is_not_waited_for(
+    client: httpx.AsyncClient,
+    sign_up: SignUp,
+    superuser_url: str,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    kept: Kept,
+) -> None:
+    """503 at last; and what was written after all, when it went on, is taken back."""
+    new = await sign_up()
+    more, headers = kept
+    monkeypatch.setattr("ingress.kept.CALL_PATIENCE_S", 0.1)
+    monkeypatch.setattr("shared.kept.WITHDRAW_EVERY_S", 0.05)
+    # it waits when it has read the statement, and goes on in spite of a client that is gone
+    monkeypatch.setattr("asyncpg.connection.Connection._cancel", _no_cancel)
+    locking = await asyncpg.connect(superuser_url)
+    await locking.execute("BEGIN")
+    await locking.execute("LOCK TABLE kept_calls IN SHARE MODE")
+    answer = await client.post(
+        "/v1/inference", json={**BODY, **more}, headers={**new["auth"], **headers}
+    )
+    assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
+    await locking.execute("COMMIT")
+    await locking.close()
+    written = 0
+    for _ in range(100):
+        written = len(await states(database_url, new["agent_id"]))
+        await asyncio.sleep(0.02)
+        if not [task for task in asyncio.all_tasks() if task.get_name() == "withdraw"]:
+            break
+    assert written == 0
+
+
+async def _no_cancel(*_: object) -> None:
+    return None
 
 
 async def test_an_enqueue_that_was_not_answered_is_repeated(

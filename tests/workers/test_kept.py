@@ -21,9 +21,11 @@ from shared.kept import KeptCall, KeptCalls, KeptResult
 from shared.queue import Envelope, InferenceQueue
 from shared.stream import Record, RecordKind
 from tests.workers.ledger_cases import Agent, call, ending, hold, new_agent
+from tests.workers.running import Running, until
+from workers.dead_letters import tend_dead_letters
 from workers.kept import drive_kept_calls, forget_kept_calls
 from workers.ledger import Ledger
-from workers.sweep import BooksDeps, release_expired_holds
+from workers.sweep import BooksDeps, expire_grants, release_expired_holds
 
 PATH = "/v1/inference"
 RESULT = KeptResult(Record(bytes(16), 1, RecordKind.DONE, 0, b"words").pack(), b'{"a":1}')
@@ -353,22 +355,41 @@ async def test_what_had_its_time_is_forgotten_and_nothing_else(
     assert {row["inference_id"] for row in left} == {running.inference_id, young.inference_id}
 
 
-@pytest.mark.parametrize("away", [OSError("away"), TimeoutError("frozen")])
-async def test_a_round_without_the_database_is_a_line_and_no_failure(
-    books: BooksDeps,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    away: Exception,
+async def test_its_age_goes_with_a_call_that_is_driven_again(
+    books: BooksDeps, db: Connection, redis_url: str
 ) -> None:
-    async def connect_raw(*_: Any) -> Connection:
-        raise away
+    """By the database's clock: the ingress that accepted it, and its clock, may be gone."""
+    envelope = envelope_of(await new_agent(db))
+    await keep(books.kept, envelope)
+    await db.execute("UPDATE kept_calls SET accepted_at = now() - interval '1 hour'")
+    assert await drive_kept_calls({"deps": books}) == 1
+    ages: list[float] = []
 
-    monkeypatch.setattr(Database, "connect_raw", connect_raw)
-    for round_of in (drive_kept_calls, forget_kept_calls):
-        assert await round_of({"deps": books}) == 0
-    said = [record for record in caplog.records if record.name == "workers.kept"]
-    assert [record.getMessage() for record in said] == [
-        "kept_calls_wait",
-        "kept_calls_not_forgotten",
-    ]
-    assert all(record.exc_info is None for record in said)
+    async def job(ctx: dict[str, Any], inference_id: str) -> None:
+        ages.append(ctx["age_s"])
+
+    running = Running(redis_url, job)
+    await until(lambda: ages != [])
+    await running.stop()
+    assert 3600 <= ages[0] < 3700
+
+
+async def test_a_round_is_put_off_while_postgres_is_away(
+    books: BooksDeps, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is no bug: the next round does its work, and no traceback is written for it."""
+    nobody = Database(
+        books.settings.model_copy(update={"database_url": "postgresql://x@/x?host=/nowhere"})
+    )
+    away = {"deps": replace(books, db=nobody)}
+    for round_ in (
+        drive_kept_calls,
+        forget_kept_calls,
+        release_expired_holds,
+        expire_grants,
+        tend_dead_letters,
+    ):
+        caplog.clear()
+        await round_(away)
+        assert [record.getMessage() for record in caplog.records] == ["round_put_off"]
+    await nobody.aclose()

@@ -13,9 +13,9 @@ def waiting(tenant_id: str, *, background: bool = False, kept: bool = False) -> 
     return SimpleNamespace(
         tenant_id=tenant_id,
         attempt=1,
-        claimed_at=2.0,
+        age_s=1.0,
         late=False,
-        envelope=SimpleNamespace(accepted_at=1.0, kept=kept),
+        envelope=SimpleNamespace(kept=kept),
         request=SimpleNamespace(background=background),
     )
 

@@ -276,3 +276,27 @@ async def test_another_error_of_the_store_is_not_taken_for_a_repeat(redis: Redis
     line.replay.gather([b"x"], 0)
     with pytest.raises(ResponseError):
         await publisher._send_once(line.replay.take(0.0))
+
+
+async def test_what_a_cut_connection_did_not_take_is_sent_again(redis: Redis) -> None:
+    """Of a stream that goes on, readers see no hole; and an end is not lost."""
+    envelope = an_envelope()
+    publisher = Publisher(redis, 0.001, replace(LIMITS, step_s=0.0))
+    publisher.start()
+    speaker = Speaker(publisher, envelope)
+    async with redis.pubsub(ignore_subscribe_messages=True) as live:
+        await live.subscribe("reply")
+        await live.get_message(timeout=5)
+        heard: list[Record] = []
+        for kind in (RecordKind.OPEN, RecordKind.DATA, RecordKind.DONE):
+            for each in await redis.client_list(_type="normal"):
+                if each["id"] != str(await redis.client_id()):
+                    await redis.client_kill_filter(_id=each["id"])
+            speaker.say(kind, urgent=True)
+            async with asyncio.timeout(10):
+                while len(heard) < len(speaker.told):
+                    message = await live.get_message(timeout=0.1)
+                    heard += unpack_records(message["data"]) if message else ()
+    assert [record.seq for record in heard] == [0, 1, 2]
+    assert await read_replay(redis, envelope.inference_id) == speaker.told
+    await publisher.aclose()
