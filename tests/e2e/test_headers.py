@@ -139,3 +139,32 @@ def test_a_trace_id_goes_all_the_way(
     headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
     call(stack, agent.api_key, "openai", word, headers=headers)
     assert upstream.asked(word).headers["traceparent"].split("-")[1] == trace
+
+
+@EVERY_DIALECT
+def test_whom_a_call_is_for_is_kept_beside_it_and_its_receipt_names_the_rule(
+    stack: Stack,
+    agent: ainfera.SignupResult,
+    upstream: Upstream,
+    witness: Witness,
+    dialect: str,
+) -> None:
+    said = {
+        "x-claude-code-session-id": "session-7",
+        "x-claude-code-agent-id": "agent-7",
+        "x-ainfera-parent-agent-id": "parent-7",
+    }
+    kept = []
+    for headers in (said, {}):
+        word = upstream.will(Say(texts=("Well", " met.")))
+        answer = call(stack, agent.api_key, dialect, word, headers=headers)
+        query = """SELECT session_id, client_agent_id, parent_agent_id FROM call_attributions
+                    WHERE inference_id = $1::uuid"""
+        kept += [tuple(row.values()) for row in witness.rows(query, answer.inference_id)]
+    assert kept == [("session-7", "agent-7", "parent-7")]
+    path = f"/v1/receipts/{answer.headers['x-ainfera-receipt-id']}"
+    assert get(stack, agent.api_key, path).json()["billing"] == {
+        "rule": "partial-work-v1",
+        "basis": "provider_usage",
+        "outcome": "succeeded",
+    }

@@ -1,6 +1,7 @@
 """Which transfers may be, between which accounts, and back again: held by the database itself."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from itertools import product
 from uuid import UUID, uuid4
@@ -176,31 +177,39 @@ async def test_a_mistaken_correction_is_corrected_itself(ledger_db: Connection) 
     assert (await correct(ledger_db, id, "0.5"))["balance"] == 9.5
 
 
-async def test_what_no_wallet_paid_is_corrected_too(ledger_db: Connection) -> None:
-    agent, item = await new_agent(ledger_db), None
+async def written_off(db: Connection, agent: Agent, amount: str) -> UUID:
+    """What a settled call cost over its hold: no wallet paid it."""
     item = hold(agent, "1")
-    await call(ledger_db, "open_inferences", item)
-    await call(ledger_db, "settle_inferences", ending(agent, item["inference_id"], "3"))
-    writeoff = await ledger_db.fetchval(
+    await call(db, "open_inferences", item)
+    cost = str(1 + Decimal(amount))
+    await call(db, "settle_inferences", ending(agent, item["inference_id"], cost))
+    found: UUID = await db.fetchval(
         "SELECT id FROM transfers WHERE inference_id = $1 AND kind = 'writeoff'",
         UUID(item["inference_id"]),
     )
-    done = await correct(ledger_db, writeoff)
+    return found
+
+
+async def test_what_no_wallet_paid_is_corrected_too(ledger_db: Connection) -> None:
+    agent = await new_agent(ledger_db)
+    done = await correct(ledger_db, await written_off(ledger_db, agent, "2"))
     assert (done["result"], done["amount"], done["balance"]) == ("CREATED", 2, None)
     assert str(done["agent_id"]) == agent.agent_id
 
 
-async def test_a_crowd_takes_a_transfer_back_once(database_url: str, ledger_db: Connection) -> None:
+@pytest.mark.parametrize("paid", [charged, written_off])
+async def test_a_crowd_takes_a_transfer_back_once(
+    database_url: str, ledger_db: Connection, paid: Callable[..., Awaitable[UUID]]
+) -> None:
     agent = await new_agent(ledger_db)
-    usage = await charged(ledger_db, agent, "4")
+    transfer = await paid(ledger_db, agent, "4")
     connections = [await connect(database_url, APP_ROLE, "test") for _ in range(16)]
     try:
-        rows = await asyncio.gather(*(correct(each, usage, "1") for each in connections))
+        rows = await asyncio.gather(*(correct(each, transfer, "1") for each in connections))
     finally:
         await asyncio.gather(*(each.close() for each in connections))
     answers = [row["result"] for row in rows]
     assert (answers.count("CREATED"), answers.count("EXCEEDS_TRANSFER")) == (4, 12)
-    assert (await wallet_of(ledger_db, agent))["balance"] == 10
 
 
 async def test_nobody_writes_a_correction_that_takes_back_something_else(

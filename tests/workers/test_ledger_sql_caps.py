@@ -129,25 +129,60 @@ async def test_a_crowd_of_agents_never_passes_the_tenants_cap(
         assert (await chain_of(ledger_db, agent)).valid
 
 
+async def waits(db: Connection, other: Connection) -> bool:
+    """Whether the other connection waits for a lock."""
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid = $1"
+    return bool(await db.fetchval(waiting, other.get_server_pid()))
+
+
 async def test_who_holds_money_while_a_cap_is_set_is_counted(
     database_url: str, ledger_db: Connection
 ) -> None:
     """A hold that has not been committed yet keeps the cap waiting, and is seen by it then."""
     agent = await new_agent(ledger_db)
     holding, setting = [await connect(database_url, APP_ROLE, "test") for _ in range(2)]
-    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid = $1"
     try:
         async with holding.transaction():
             await call(holding, "open_inferences", hold(agent, "6"))
             capping = asyncio.create_task(cap_tenant(setting, agent, "5"))
             async with asyncio.timeout(20):
-                while not await ledger_db.fetchval(waiting, setting.get_server_pid()):
+                while not (await waits(ledger_db, setting) or capping.done()):
                     await asyncio.sleep(0.01)
         assert (await capping)["held"] == 6
     finally:
         await holding.close()
         await setting.close()
     assert await results(ledger_db, "open_inferences", hold(agent, "0.1")) == ["TENANT_CAP"]
+
+
+@pytest.mark.parametrize("kind", ["open", "enlarge"])
+async def test_agents_of_a_capped_tenant_see_what_the_others_have_just_taken(
+    database_url: str, ledger_db: Connection, kind: str
+) -> None:
+    """The second one waits until the first has committed, and is counted after it."""
+    one = await new_agent(ledger_db)
+    two = await new_agent(ledger_db, tenant_of=one)
+    await cap_tenant(ledger_db, one, "5")
+    small = hold(two, "0.5")
+    await call(ledger_db, "open_inferences", small)
+    first, second = [await connect(database_url, APP_ROLE, "test") for _ in range(2)]
+
+    async def ask() -> str:
+        if kind == "enlarge":
+            return str((await enlarge(second, small["inference_id"], "3"))["result"])
+        return (await results(second, "open_inferences", hold(two, "3")))[0]
+
+    try:
+        async with first.transaction():
+            await call(first, "open_inferences", hold(one, "3"))
+            asking = asyncio.create_task(ask())
+            async with asyncio.timeout(20):
+                while not (await waits(ledger_db, second) or asking.done()):
+                    await asyncio.sleep(0.01)
+        assert await asking == "TENANT_CAP"
+    finally:
+        await first.close()
+        await second.close()
 
 
 async def test_agents_of_a_tenant_without_a_cap_do_not_wait_for_each_other(
