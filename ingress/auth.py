@@ -19,7 +19,7 @@ from sqlalchemy import Double, Select, Uuid, and_, cast, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
-from ingress.deps import Deps, get_deps, session
+from ingress.deps import Deps, everyone, get_deps
 from ingress.openapi import API_KEY, BEARER
 from shared.db import Database
 from shared.domain.routing_policy import caller_policy
@@ -162,7 +162,7 @@ class KeyCache:
     async def _load(self, entry: Entry) -> Caller:
         key_hash, agent_id = entry
         as_of = self._forgotten
-        async with session(self._db) as s:
+        async with everyone(self._db) as s:
             found = (await s.execute(_look_up(key_hash, agent_id))).one_or_none()
         if found is None or not hmac.compare_digest(found.ApiKeyRow.key_hash, key_hash):
             if as_of == self._forgotten:

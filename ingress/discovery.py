@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlmodel import col
 
 from ingress.auth import current_caller, parse_id
-from ingress.deps import Deps, get_deps, session
+from ingress.deps import Deps, everyone, get_deps
 from ingress.openapi import KEY_OPTIONAL
 from ingress.wire import moment
 from shared.catalog import Shape, model_listing, provider_listing, provider_names
@@ -109,7 +109,7 @@ async def jwks(request: Request, agent_id: str | None = None) -> dict[str, Any]:
     if agent_id is not None:
         wanted: UUID = parse_id(agent_id)
         query = query.where(col(AgentRow.id) == wanted)
-    async with session(get_deps(request).db) as s:
+    async with everyone(get_deps(request).db) as s:
         found = (await s.scalars(query)).all()
     return {"keys": [public_jwk(public_pem) for public_pem in found]}
 

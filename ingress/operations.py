@@ -18,7 +18,7 @@ from sqlalchemy import text
 
 from ingress.auth import require_internal
 from ingress.dead_letters import read_counts
-from ingress.deps import Deps, get_deps, session
+from ingress.deps import Deps, everyone, get_deps
 from shared.errors import NotFound, Overloaded, Unavailable
 from shared.fleet import (
     COUNTERS_KEY,
@@ -119,7 +119,7 @@ async def metrics(request: Request) -> Response:
 async def _read_books(deps: Deps) -> None:
     since = UUID(int=(time.time_ns() // 1_000_000 - DAY_MS) << 80)
     try:
-        async with session(deps.db) as s:
+        async with everyone(deps.db) as s:
             books = (await s.execute(_BOOKS, {"since": since})).one()
         read = (books.height, books.age, books.holds, books.uncaptured, books.overcaptured)
     except Overloaded:
@@ -222,7 +222,7 @@ async def resume_worker(request: Request, target: Target) -> dict[str, Any]:
 async def _note_act(deps: Deps, act: str, target: str, workers: list[str]) -> None:
     """Write down what was done; the fleet can be driven while Postgres is away."""
     try:
-        async with session(deps.db) as s:
+        async with everyone(deps.db) as s:
             await record_act(s, act, target, actor=OVER_HTTP, workers=workers)
             await s.commit()
     except Overloaded:

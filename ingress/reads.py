@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from ingress.auth import Caller, current_caller, not_found, own_agent, parse_id
-from ingress.deps import Deps, get_deps, session
+from ingress.deps import Deps, everyone, get_deps, session
 from ingress.wire import moment, usd
 from shared.catalog import catalog_snapshot
 from shared.domain import audit, capture
@@ -45,7 +45,7 @@ async def public_audit(request: Request, limit: Limit = 50) -> dict[str, Any]:
         .order_by(col(AuditEventRow.created_at).desc(), col(AuditEventRow.seq).desc())
         .limit(min(limit, MOST_EVENTS))
     )
-    async with session(get_deps(request).db) as s:
+    async with everyone(get_deps(request).db) as s:
         found = (await s.execute(query)).all()
     return {
         "events": [
@@ -108,7 +108,7 @@ def _event(event: AuditEventRow) -> dict[str, Any]:
 async def verify_audit(agent_id: str, request: Request) -> dict[str, Any]:
     """Whether the whole chain holds together and ends where it must. Open to everybody."""
     wanted = parse_id(agent_id)
-    async with session(get_deps(request).db) as s:
+    async with everyone(get_deps(request).db) as s:
         if await s.get(AgentRow, wanted) is None:
             not_found()
         found = await verify(s, wanted)
@@ -190,19 +190,19 @@ def _receipt(receipt: ReceiptRow, deps: Deps) -> dict[str, Any]:
 @router.get("/v1/inferences/{inference_id}/decision")
 async def read_decision(inference_id: str, request: Request, caller: Mine) -> dict[str, Any]:
     """Why a routed call got the model it got; enough of it to run the rule again."""
-    deps = get_deps(request)
     query = select(RoutingOutcomeRow).where(
         col(RoutingOutcomeRow.inference_id) == parse_id(inference_id),
         col(RoutingOutcomeRow.tenant_id) == caller.tenant,
     )
-    async with session(deps.db, caller.tenant) as s:
+    async with session(get_deps(request).db, caller.tenant) as s:
         row = (await s.scalars(query)).one_or_none()
-    if row is None:
-        not_found()
-    caller.may_see(row.agent_id)
+        if row is None:
+            not_found()
+        caller.may_see(row.agent_id)
+        models = await catalog_snapshot(s, row.decision.get("catalog_hash"))
     stored = row.model_dump()
     if not row.decision:
         # its worker was lost after the decision: the outcome is known, the reasons are not
         stored["decision"] = {"terms": {"seed": None}, "catalog_hash": None, **UNDOCUMENTED}
         return {**capture.receipt(stored, ()), "inputs": None}
-    return capture.receipt(stored, await catalog_snapshot(deps.db, row.decision["catalog_hash"]))
+    return capture.receipt(stored, models)

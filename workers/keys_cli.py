@@ -95,13 +95,13 @@ def revoke_command(
 
 
 async def listed(tenant_id: UUID | None, everything: bool) -> list[ApiKeyRow]:
-    async with stores() as opened, opened.db.session() as session:
+    async with stores() as opened, opened.db.everyone() as session:
         return await list_keys(session, tenant_id, everything=everything)
 
 
 async def rotated_key(named: str, overlap: timedelta) -> Rotated:
     async with stores() as opened:
-        async with opened.db.session() as session:
+        async with opened.db.everyone() as session:
             try:
                 key = await find_key(session, named)
             except KeyNotFound as error:
@@ -117,7 +117,7 @@ async def rotated_key(named: str, overlap: timedelta) -> Rotated:
 
 async def revoked_key(named: str, reason: str) -> tuple[ApiKeyRow, bool]:
     async with stores() as opened:
-        async with opened.db.session() as session:
+        async with opened.db.everyone() as session:
             try:
                 key = await find_key(session, named)
             except KeyNotFound as error:
