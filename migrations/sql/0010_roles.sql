@@ -28,8 +28,10 @@ EXCEPTION
     NULL;  -- whoever made the role decides
 END $$;
 
--- A temporary table would hide a real one from whoever uses the connection next.
+-- A temporary table would hide a real one from whoever uses the connection next. Where the schema's
+-- owner does not own the database, this is only a warning.
 DO $$
 BEGIN
+  EXECUTE format('GRANT CONNECT ON DATABASE %I TO ainfera_caller', current_database());
   EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
 END $$;
