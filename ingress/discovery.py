@@ -11,7 +11,7 @@ from sqlmodel import col
 
 from ingress.auth import current_caller, parse_id
 from ingress.deps import Deps, everyone, get_deps
-from ingress.openapi import KEY_OPTIONAL
+from ingress.openapi import KEY_OPTIONAL, NOT_FOUND
 from ingress.wire import moment
 from shared.catalog import Shape, model_listing, provider_listing, provider_names
 from shared.config import VERSION, Settings, active_providers
@@ -102,7 +102,7 @@ def _interface(url: str, binding: str) -> dict[str, str]:
     return {"url": url, "protocolBinding": binding, "protocolVersion": "1.0"}
 
 
-@router.get("/.well-known/jwks.json")
+@router.get("/.well-known/jwks.json", openapi_extra=NOT_FOUND)
 async def jwks(request: Request, agent_id: str | None = None) -> dict[str, Any]:
     """The public keys that cards are signed with: one agent's, else the newest ones."""
     query = select(col(AgentRow.public_key_pem)).order_by(col(AgentRow.id).desc()).limit(MOST_KEYS)
@@ -114,7 +114,7 @@ async def jwks(request: Request, agent_id: str | None = None) -> dict[str, Any]:
     return {"keys": [public_jwk(public_pem) for public_pem in found]}
 
 
-@router.get("/llms.txt")
+@router.get("/llms.txt", response_class=PlainTextResponse)
 async def llms_txt(request: Request) -> PlainTextResponse:
     """The service for readers that are models: one heading, a summary, lists of links."""
     base_url = get_deps(request).settings.base_url

@@ -178,6 +178,7 @@ EVENTS: Extra = {
         **failures((InvalidBody, NotFound, EventsExpired, Overloaded), Dialect.NATIVE),
     },
 }
+NOT_FOUND: Extra = {"responses": failures((NotFound,), Dialect.NATIVE)}
 HANDLE_TAKEN: Extra = {"responses": failures((HandleTaken,), Dialect.NATIVE)}
 SIGNUP: Extra = {**INTERNAL_KEY_OPTIONAL, **HANDLE_TAKEN}
 
@@ -202,7 +203,7 @@ def _complete(document: dict[str, Any]) -> None:
     components["schemas"] |= schemas.COMPONENTS
     components["securitySchemes"]["internalKey"] = _INTERNAL_KEY
     native = schemas.ERROR_OF_DIALECT[Dialect.NATIVE]
-    for operations in document["paths"].values():
+    for path, operations in document["paths"].items():
         for operation in operations.values():
             responses = operation["responses"]
             if "HTTPValidationError" in str(responses.get("422")):
@@ -210,3 +211,13 @@ def _complete(document: dict[str, Any]) -> None:
                 responses["400"] = _failure("`invalid_request`, names the field", native)
             if {} not in operation.get("security", [{}]):
                 responses.setdefault("401", _failure("`invalid_api_key`", native))
+            if "500" in responses:
+                continue  # an inference call: all of its refusals are there, in its dialect
+            written = "401" in responses and "requestBody" in operation
+            if "401" in responses:
+                responses.setdefault("503", _failure("`overloaded`", native))
+            if written:
+                responses.setdefault("403", _failure("`forbidden`", native))
+            if "{" in path or written:
+                words = "`not_found`: unknown, or someone else's"
+                responses.setdefault("404", _failure(words, native))
