@@ -12,6 +12,8 @@ from starlette.responses import Response
 
 from ingress import (
     agents,
+    annex_iv,
+    audit,
     dead_letters,
     discovery,
     events,
@@ -54,7 +56,7 @@ DIALECT_OF_PATH = {
 LOST_AFTER_S = 30.0
 ROUTERS = (
     *(inference, inferences, events, discovery, agents, wallets, reads),
-    *(operations, dead_letters),
+    *(audit, annex_iv, operations, dead_letters),
 )
 
 

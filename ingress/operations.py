@@ -33,6 +33,8 @@ from shared.fleet import (
 from shared.metrics import (
     AUDIT_CHAIN_FRESHNESS,
     AUDIT_CHAIN_HEIGHT,
+    AUDIT_CHECKPOINT_AGE,
+    AUDIT_LOG_SIZE,
     DISPATCH_WITHOUT_CAPTURE,
     HOLDS_OUTSTANDING,
     JOBS_IN_FLIGHT,
@@ -62,6 +64,9 @@ _BOOKS = text(
     """
 SELECT (SELECT coalesce(sum(seq), 0) FROM audit_heads)::float8 AS height,
        (SELECT extract(epoch FROM now() - max(created_at)) FROM audit_events)::float8 AS age,
+       (SELECT coalesce(max(size), 0) FROM audit_checkpoints)::float8 AS logged,
+       (SELECT extract(epoch FROM now() - created_at) FROM audit_checkpoints
+         ORDER BY size DESC LIMIT 1)::float8 AS checkpoint_age,
        (SELECT count(*) FROM inferences WHERE state = 'held') AS holds,
        count(*) FILTER (WHERE i.routed AND i.state NOT IN ('held', 'dead')
                           AND o.inference_id IS NULL) AS uncaptured,
@@ -121,12 +126,14 @@ async def _read_books(deps: Deps) -> None:
     try:
         async with everyone(deps.db) as s:
             books = (await s.execute(_BOOKS, {"since": since})).one()
-        read = (books.height, books.age, books.holds, books.uncaptured, books.overcaptured)
+        read = tuple(books)
     except Overloaded:
-        read = (AWAY,) * 5
+        read = (AWAY,) * 7
     gauges = (
         AUDIT_CHAIN_HEIGHT,
         AUDIT_CHAIN_FRESHNESS,
+        AUDIT_LOG_SIZE,
+        AUDIT_CHECKPOINT_AGE,
         HOLDS_OUTSTANDING,
         DISPATCH_WITHOUT_CAPTURE,
         PASSTHROUGH_CAPTURED,

@@ -127,6 +127,12 @@ class Settings(BaseSettings):
     redrive_after_s: float = Field(10.0, gt=0, validation_alias="REDRIVE_AFTER_SECONDS")
     on_disconnect: Literal["cancel", "drain"] = Field("cancel", validation_alias="ON_DISCONNECT")
 
+    # the audit log's checkpoints
+    checkpoint_s: int = Field(5, ge=1, le=60, validation_alias="CHECKPOINT_SECONDS")
+    audit_export_dir: Path | None = Field(None, validation_alias="AUDIT_EXPORT_DIR")
+    audit_export_url: str = Field("", validation_alias="AUDIT_EXPORT_URL")
+    audit_export_token: SecretStr = Field(SecretStr(""), validation_alias="AUDIT_EXPORT_TOKEN")
+
     # gates; their first value, where an operator can flip them later
     routing_preference_live: bool = Field(False, validation_alias="AINFERA_ROUTING_PREFERENCE_LIVE")
     payments_live: bool = Field(False, validation_alias="AINFERA_PAYMENTS_LIVE")

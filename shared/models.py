@@ -59,7 +59,7 @@ def document(*, default: bool = False) -> Any:
 
 
 class TenantRow(SQLModel, table=True):
-    """The paying party; `policy` is its routing policy."""
+    """The paying party; `policy` is its routing policy, the cap is for all its agents together."""
 
     __tablename__ = "tenants"
 
@@ -70,6 +70,7 @@ class TenantRow(SQLModel, table=True):
     owner_contact: str | None = Field(default=None, sa_type=Text)
     policy: dict[str, Any] = document(default=True)
     created_at: datetime = moment()
+    daily_cap_usd: Decimal | None = money(optional=True)
 
 
 class AgentRow(SQLModel, table=True):
@@ -152,11 +153,20 @@ class AccountRow(SQLModel, table=True):
 
 
 class TransferRow(SQLModel, table=True):
-    """Append-only. `amount` left `debit_account` and entered `credit_account`."""
+    """Append-only. `amount` left `debit_account` and entered `credit_account`.
+
+    `corrects` is the transfer that a correction takes back, wholly or in part.
+    """
 
     __tablename__ = "transfers"
     __table_args__ = (
-        UniqueConstraint("inference_id", "kind", name="transfers_inference_id_kind_key"),
+        Index(
+            "transfers_inference_id_kind_key",
+            "inference_id",
+            text("(NULLIF(kind, 'correction'))"),
+            unique=True,
+        ),
+        Index("transfers_corrects_idx", "corrects", postgresql_where=text("corrects IS NOT NULL")),
         Index("transfers_debit_account_idx", "debit_account", "created_at"),
         Index("transfers_credit_account_idx", "credit_account", "created_at"),
     )
@@ -173,6 +183,7 @@ class TransferRow(SQLModel, table=True):
     credit_balance_after: Decimal | None = money(optional=True)
     memo: str | None = Field(default=None, sa_type=Text)
     created_at: datetime = moment()
+    corrects: UUID | None = None
 
 
 class LedgerEntryRow(SQLModel, table=True):
@@ -279,6 +290,9 @@ class ReceiptRow(SQLModel, table=True):
     provider: str = Field(sa_type=Text)
     simulated: bool
     created_at: datetime = moment()
+    billing_rule: str | None = Field(default=None, sa_type=Text)
+    billing_basis: str | None = Field(default=None, sa_type=Text)
+    outcome: str | None = Field(default=None, sa_type=Text)
 
 
 class AuditHeadRow(SQLModel, table=True):

@@ -1,4 +1,4 @@
-"""The books worker's rounds: close what nobody will finish, take back what a grant left."""
+"""The books worker's rounds: close what nobody will finish, sign what was witnessed, end grants."""
 
 import logging
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from shared.kept import KeptCalls, KeptResult
 from shared.queue import InferenceQueue
 from shared.stream import Record, RecordKind, pack_failure
 from workers.call import Outcome
+from workers.checkpoints import Checkpointer
 from workers.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class BooksDeps:
     kept: KeptCalls
     queue: InferenceQueue
     redis: Redis
+    checkpointer: Checkpointer | None = None
 
 
 async def release_expired_holds(ctx: Mapping[str, Any]) -> int:
@@ -74,6 +76,12 @@ def lost(row: Mapping[str, Any]) -> KeptResult:
     """What the client of such a call is told, if it is kept."""
     record = Record(row["id"].bytes, row["attempt"] + 1, RecordKind.FAIL, 0, pack_failure(LOST))
     return KeptResult(record.pack())
+
+
+async def sign_checkpoint(ctx: Mapping[str, Any]) -> int:
+    """Take new audit events into the log and sign its head. Returns how many events."""
+    deps: BooksDeps = ctx["deps"]
+    return await deps.checkpointer.round() if deps.checkpointer is not None else 0
 
 
 async def expire_grants(ctx: Mapping[str, Any]) -> int:

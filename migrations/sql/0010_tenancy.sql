@@ -21,21 +21,37 @@ END $$;
 REVOKE EXECUTE ON FUNCTION bind_to_tenant(regclass, text) FROM PUBLIC;
 
 SELECT bind_to_tenant('tenants', 'id = (SELECT acting_tenant())');
-SELECT bind_to_tenant('audit_heads', 'EXISTS (
+SELECT bind_to_tenant(bound, format('EXISTS (
   SELECT FROM agents a
-   WHERE a.id = audit_heads.agent_id AND a.tenant_id = (SELECT acting_tenant()))');
+   WHERE a.id = %s.agent_id AND a.tenant_id = (SELECT acting_tenant()))', bound))
+  FROM unnest(ARRAY['audit_heads', 'audit_logged']::regclass[]) AS bound;
 SELECT bind_to_tenant(c.oid)
   FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
  WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
    AND a.attname = 'tenant_id' AND NOT a.attisdropped
  ORDER BY c.relname;
 
+-- Views look with the eyes of whoever asks (`security_invoker`).
+DO $$
+DECLARE
+  view regclass;
+BEGIN
+  FOR view IN SELECT oid FROM pg_class
+               WHERE relnamespace = 'public'::regnamespace AND relkind = 'v' LOOP
+    EXECUTE format('GRANT SELECT ON %s TO ainfera_caller', view);
+  END LOOP;
+END $$;
+
 -- What belongs to nobody and callers read.
-GRANT SELECT ON ledger_entries, models, catalog_snapshots TO ainfera_caller;
+GRANT SELECT ON models, catalog_snapshots TO ainfera_caller;
 -- What callers change: money is not among it. `register`, spend policies, calls that are kept.
 GRANT INSERT ON agents, accounts, audit_events, audit_heads, kept_calls TO ainfera_caller;
 GRANT UPDATE ON audit_heads, kept_calls TO ainfera_caller;
 GRANT UPDATE (per_call_cap_usd, daily_cap_usd) ON agents TO ainfera_caller;
 GRANT DELETE ON kept_calls TO ainfera_caller;
+-- Who sets caps locks the wallet, and locking takes a right to change; there is nothing to change.
+GRANT UPDATE (id) ON accounts TO ainfera_caller;
+CREATE POLICY only_locked ON accounts AS RESTRICTIVE FOR UPDATE TO ainfera_caller
+  USING (true) WITH CHECK (false);
 CREATE POLICY born_empty ON accounts AS RESTRICTIVE FOR INSERT TO ainfera_caller
   WITH CHECK (kind = 'wallet' AND balance = 0 AND held = 0);

@@ -104,8 +104,12 @@ async def leave_call(
     charge: str = "0.0125",
     routed: bool = True,
     documented: bool = True,
+    witnessed: bool = False,
 ) -> Left:
-    """Hold and settle one call of `agent` (signup's answer), as a worker would."""
+    """Hold and settle one call of `agent` (signup's answer), as a worker would.
+
+    `witnessed`: with the event that names its receipt.
+    """
     left = Left(str(mint_id()), str(mint_id()))
     call = {
         "inference_id": left.inference_id,
@@ -119,11 +123,15 @@ async def leave_call(
     event = draft(
         EventType.PROVIDER_RESPONDED, agent["agent_id"], {"inference_id": left.inference_id}
     )
+    events = [event.wire()]
+    if witnessed:
+        told = {"receipt_id": left.receipt_id}
+        events.append(draft(EventType.RECEIPT_CREATED, agent["agent_id"], told).wire())
     settlement = {
         **call,
         "refused": False,
         "charge": charge,
-        "events": [event.wire()],
+        "events": events,
         "outcome": _outcome(deps, call, charge, documented) if routed else None,
         "receipt": {
             "receipt_id": left.receipt_id,

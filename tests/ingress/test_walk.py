@@ -53,6 +53,8 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/internal/drain"): {"worker": "all"},
     ("POST", "/internal/resume"): {"worker": "all"},
 }
+# what a path cannot be asked without
+QUERIES = {"/v1/audit/{agent_id}/proof": {"seq": 1}}
 # an agent named by its header, where the path and the body name none
 BY_HEADER = {("POST", "/v1/messages"), ("POST", "/v1/chat/completions")}
 
@@ -172,7 +174,9 @@ async def ask(
     if body is not None:
         headers["content-type"] = "application/json"
         content = filled(body, ids)
-    return await client.request(method, filled(route.path, ids), headers=headers, content=content)
+    params = QUERIES.get(route.path)
+    path = filled(route.path, ids)
+    return await client.request(method, path, headers=headers, content=content, params=params)
 
 
 def told(answer: httpx.Response, ids: dict[str, str]) -> tuple[int, str, set[str]]:

@@ -27,7 +27,8 @@ from tests.workers.letter_cases import burial, envelope_of
 
 DENIED = asyncpg.InsufficientPrivilegeError
 # the tables whose rows are a tenant's otherwise than by a column `tenant_id`
-BOUND_OTHERWISE = {"tenants", "audit_heads"}
+BY_AGENT = {"audit_heads", "audit_logged"}
+BOUND_OTHERWISE = {"tenants"} | BY_AGENT
 BOUND = f"""
 SELECT c.relname FROM pg_class c
  WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
@@ -38,6 +39,7 @@ SELECT c.relname FROM pg_class c
 # what a caller may do beyond reading; a new right is thought about here first
 RIGHTS = {
     ("accounts", "INSERT"),
+    ("accounts", "UPDATE (id)"),  # to lock: `only_locked` refuses every change
     ("agents", "INSERT"),
     ("agents", "UPDATE (daily_cap_usd)"),
     ("agents", "UPDATE (per_call_cap_usd)"),
@@ -72,6 +74,13 @@ async def populated(connection: Connection, kept: KeptCalls) -> Agent:
         UUID(agent.tenant_id),
         uuid4().bytes,
     )
+    await connection.execute(
+        "INSERT INTO call_attributions (inference_id, tenant_id, agent_id) VALUES ($1, $2, $3)",
+        uuid4(),
+        UUID(agent.tenant_id),
+        UUID(agent.agent_id),
+    )
+    await connection.execute("INSERT INTO audit_logged VALUES ($1, 0)", UUID(agent.agent_id))
     return agent
 
 
@@ -123,12 +132,16 @@ async def rows(connection: Connection, table: str) -> list[dict[str, Any]]:
 
 
 def owners(table: str, found: list[dict[str, Any]]) -> set[str]:
-    column = {"tenants": "id", "audit_heads": "agent_id"}.get(table, "tenant_id")
-    return {str(row[column]) for row in found}
+    return {str(row[column_of(table)]) for row in found}
+
+
+def column_of(table: str) -> str:
+    """Whose a row is."""
+    return "id" if table == "tenants" else "agent_id" if table in BY_AGENT else "tenant_id"
 
 
 def whose(table: str, agent: Agent) -> str:
-    return agent.agent_id if table == "audit_heads" else agent.tenant_id
+    return agent.agent_id if table in BY_AGENT else agent.tenant_id
 
 
 async def bound_tables(connection: Connection) -> list[str]:
@@ -212,7 +225,7 @@ class TestEveryTable:
         self, two: Two, caller: CallerConnection, unlocked: Connection
     ) -> None:
         for table in await bound_tables(unlocked):
-            column = {"tenants": "id", "audit_heads": "agent_id"}.get(table, "tenant_id")
+            column = column_of(table)
             mine, theirs = UUID(whose(table, two.ours)), UUID(whose(table, two.theirs))
             for change in (
                 f"UPDATE {table} SET {column} = $1 WHERE {column} = $2",
@@ -318,6 +331,19 @@ class TestTheCallersRole:
         caller.acts_for = tenant
         async with caller.transaction():
             assert await caller.execute(insert, uuid4(), tenant, 0) == "INSERT 0 1"
+
+    async def test_locks_its_wallet_and_changes_nothing_of_it(
+        self, two: Two, caller: CallerConnection
+    ) -> None:
+        caller.acts_for = tenant = UUID(two.ours.tenant_id)
+        async with caller.transaction():
+            lock = "SELECT id FROM accounts WHERE id = $1 FOR UPDATE"
+            assert await caller.fetchval(lock, two.ours.wallet_id) == two.ours.wallet_id
+            assert await caller.fetchval(lock, two.theirs.wallet_id) is None
+        caller.acts_for = tenant
+        with pytest.raises(DENIED, match="only_locked"):
+            async with caller.transaction():
+                await caller.execute("UPDATE accounts SET id = id")
 
     async def test_hides_no_table_behind_a_temporary_one(self, empty_database: str) -> None:
         """On a database as the migration leaves it: a copy of one has no rights of its own."""
