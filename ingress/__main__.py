@@ -1,6 +1,7 @@
 """`python -m ingress`: the ingress on uvicorn, as the Procfile runs it."""
 
 import asyncio
+import logging
 import sys
 from contextlib import suppress
 
@@ -15,12 +16,15 @@ from shared.descriptors import raise_descriptor_limit
 from shared.listening import refuse_address
 from shared.log import configure_logging
 from shared.master_key import check_master_key
-from shared.preflight import check_stores, refusal
+from shared.preflight import check_callers, check_stores, refusal
+
+log = logging.getLogger(__name__)
 
 
 async def look_around(settings: Settings) -> None:
     """Raises a `StartError` unless the stores answer and are sealed with our key."""
     await check_stores(settings)
+    await check_callers(settings.database_url, settings.caller_database_url)
     await check_master_key(settings.database_url, settings.master_key.get_secret_value())
 
 
@@ -32,6 +36,8 @@ def main() -> int:
     except StartError as error:
         return refusal(error)
     configure_logging("ingress", settings.log_level)
+    if not settings.caller_database_url:
+        log.warning("callers_share_a_login", extra={"advice": "Set CALLER_DATABASE_URL."})
     raise_descriptor_limit()
     # streams end by themselves within the grace time; only then are they cut
     AppStatus.enable_automatic_graceful_drain = False

@@ -27,7 +27,7 @@ from ingress.auth import (
     require_internal,
 )
 from ingress.cards import card_payload
-from ingress.deps import get_deps, session
+from ingress.deps import everyone, get_deps, session
 from ingress.openapi import HANDLE_TAKEN, SIGNUP
 from ingress.spend_policies import prove_caps, spend_policy
 from ingress.wire import DailyCap, Handle, PerCallCap, Text, moment, usd
@@ -142,7 +142,7 @@ async def signup(body: Signup, request: Request) -> dict[str, Any]:
         key_hash=hash_api_key(api_key),
         label="signup",
     )
-    async with session(deps.db) as s:
+    async with everyone(deps.db) as s:  # money comes from an account of the system
         s.add(tenant)
         await s.flush()
         await _write_agent(s, new.agent, "agent_handle or owner_handle")

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from ingress.audit import InclusionProof, Mine, prove
 from ingress.auth import own_agent
-from ingress.deps import get_deps, session
+from ingress.deps import Deps, everyone, get_deps, session
 from ingress.spend_policies import spend_policy
 from ingress.wire import moment, usd
 from shared.audit_log import AuditLoggedRow
@@ -182,7 +182,7 @@ async def read_annex_iv(
             policies=await _policies(s, agent),
             models=await _models(s, bound),
             outcomes=await _outcomes(s, bound),
-            audit=await _trail(s, agent, deps.settings.base_url),
+            audit=await _trail(s, agent, deps),
             annex_iv=[AnnexPoint.model_validate(point, from_attributes=True) for point in POINTS],
         )
 
@@ -235,14 +235,18 @@ async def _outcomes(s: AsyncSession, bound: dict[str, Any]) -> Outcomes:
     return Outcomes(routed=routed, events=events)
 
 
-async def _trail(s: AsyncSession, agent: AgentRow, base_url: str) -> Trail:
+async def _trail(s: AsyncSession, agent: AgentRow, deps: Deps) -> Trail:
     head = await s.get(AuditHeadRow, agent.id)
     logged = await s.get(AuditLoggedRow, agent.id)
     last = await s.get(AuditEventRow, (agent.id, logged.seq)) if logged is not None else None
+    proof, base_url = None, deps.settings.base_url
+    if last is not None:
+        async with everyone(deps.db) as everybodys:  # the log is over all chains
+            proof = await prove(everybodys, last)
     return Trail(
         event_count=head.seq if head is not None else 0,
         head_hash=head.hash if head is not None else None,
-        proof=await prove(s, last) if last is not None else None,
+        proof=proof,
         verify_url=f"{base_url}/v1/audit/{agent.id}/verify",
         checkpoint_url=f"{base_url}/v1/audit/checkpoint",
         log_key_url=f"{base_url}/v1/audit/log-key",

@@ -17,7 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from ingress.auth import Caller, current_caller, not_found, own_agent, parse_id
-from ingress.deps import get_deps, session
+from ingress.deps import everyone, get_deps, session
+from ingress.openapi import NOT_FOUND
 from ingress.wire import moment
 from shared.audit_log import (
     AuditCheckpointRow,
@@ -84,7 +85,7 @@ async def public_audit(request: Request, limit: Limit = 50) -> dict[str, Any]:
         .order_by(col(AuditEventRow.created_at).desc(), col(AuditEventRow.seq).desc())
         .limit(min(limit, MOST_EVENTS))
     )
-    async with session(get_deps(request).db) as s:
+    async with everyone(get_deps(request).db) as s:
         found = (await s.execute(query)).all()
     return {
         "events": [
@@ -102,34 +103,34 @@ async def public_audit(request: Request, limit: Limit = 50) -> dict[str, Any]:
     }
 
 
-@router.get("/v1/audit/checkpoint", response_class=PlainTextResponse)
+@router.get("/v1/audit/checkpoint", response_class=PlainTextResponse, openapi_extra=NOT_FOUND)
 async def read_checkpoint(request: Request) -> PlainTextResponse:
     """The newest signed head of the log over all chains, as a C2SP checkpoint."""
-    async with session(get_deps(request).db) as s:
+    async with everyone(get_deps(request).db) as s:
         newest = await newest_checkpoint(s)
     if newest is None:
         raise NotFound("No checkpoint was signed yet.")
     return PlainTextResponse(newest.note, headers={"cache-control": "no-cache"})
 
 
-@router.get("/v1/audit/log-key", response_class=PlainTextResponse)
+@router.get("/v1/audit/log-key", response_class=PlainTextResponse, openapi_extra=NOT_FOUND)
 async def read_log_key(request: Request) -> PlainTextResponse:
     """The key that checkpoints are verified with: `name+hash+base64`, in a line."""
-    async with session(get_deps(request).db) as s:
+    async with everyone(get_deps(request).db) as s:
         key = await verifier_key(s)
     if key is None:
         raise NotFound("No checkpoint was signed yet.")
     return PlainTextResponse(f"{key}\n")
 
 
-@router.get("/v1/audit/consistency")
+@router.get("/v1/audit/consistency", openapi_extra=NOT_FOUND)
 async def read_consistency(
     request: Request,
     old: Annotated[int, Query(alias="from", ge=1, le=MOST_SIZE)],
     new: Annotated[int | None, Query(alias="to", ge=1, le=MOST_SIZE)] = None,
 ) -> ConsistencyProof:
     """That the log of one size goes on as the log of another, by default the newest signed."""
-    async with session(get_deps(request).db) as s:
+    async with everyone(get_deps(request).db) as s:
         newest = await newest_checkpoint(s)
         size = newest.size if newest is not None else 0
         new = size if new is None else new
@@ -171,13 +172,17 @@ async def read_proof(
     async with session(get_deps(request).db, caller.tenant) as s:
         agent = await own_agent(s, agent_id, caller)
         event = await s.get(AuditEventRow, (agent.id, seq))
-        if event is None:
-            not_found()
-        return await prove(s, event)
+    if event is None:
+        not_found()
+    async with everyone(get_deps(request).db) as everybodys:  # the log is over all chains
+        return await prove(everybodys, event)
 
 
 async def prove(s: AsyncSession, event: AuditEventRow) -> InclusionProof:
-    """The proof of an event under the newest checkpoint, if it is under one yet."""
+    """The proof of an event under the newest checkpoint, if it is under one yet.
+
+    `s` sees everyone's leaves: their hashes are what it is proven with.
+    """
     told = InclusionProof(
         agent_id=str(event.agent_id),
         seq=event.seq,
@@ -232,7 +237,7 @@ def _event(event: AuditEventRow) -> dict[str, Any]:
 async def verify_audit(agent_id: str, request: Request) -> dict[str, Any]:
     """Whether the whole chain holds together and ends where it must. Open to everybody."""
     wanted = parse_id(agent_id)
-    async with session(get_deps(request).db) as s:
+    async with everyone(get_deps(request).db) as s:
         if await s.get(AgentRow, wanted) is None:
             not_found()
         found = await verify(s, wanted)

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 from starlette.types import Scope as Connection
 
-from ingress.deps import CALL_PATIENCE_S, Deps, get_deps, session
+from ingress.deps import CALL_PATIENCE_S, Deps, everyone, get_deps
 from ingress.openapi import API_KEY, BEARER
 from ingress.scopes import Open, access_of, named
 from shared.api_keys import limits_of
@@ -202,7 +202,7 @@ class KeyCache:
     async def _load(self, entry: Entry) -> Caller:
         key_hash, agent_id = entry
         as_of = self._forgotten
-        async with session(self._db, patience_s=CALL_PATIENCE_S) as s:
+        async with everyone(self._db, patience_s=CALL_PATIENCE_S) as s:
             found = (await s.execute(_look_up(key_hash, agent_id))).one_or_none()
         if found is None or not hmac.compare_digest(found.ApiKeyRow.key_hash, key_hash):
             if as_of == self._forgotten:

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlmodel import col
 
 from ingress.auth import Caller, current_caller, own_agent
-from ingress.deps import Deps, get_deps, session
+from ingress.deps import Deps, everyone, get_deps, session
 from ingress.wire import moment
 from shared.config import Settings
 from shared.keys import CardInvalid, agent_key_sealer, read_card, sign_card, verify_card
@@ -76,7 +76,7 @@ async def _public_key(payload: Mapping[str, Any], deps: Deps) -> str:
         agent_id = UUID(str(payload.get("agent_id")))
     except ValueError as error:
         raise CardInvalid("the payload names no agent") from error
-    async with session(deps.db) as s:
+    async with everyone(deps.db) as s:
         query = select(col(AgentRow.public_key_pem)).where(col(AgentRow.id) == agent_id)
         public_pem = await s.scalar(query)
     if public_pem is None:

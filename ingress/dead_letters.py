@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from redis.exceptions import RedisError
 
 from ingress.auth import not_found, require_internal
-from ingress.deps import get_deps, session
+from ingress.deps import everyone, get_deps
 from shared.dead_letters import LetterFilter, close_letter, find_letters, read_letter
 from shared.domain.attempts import LetterState
 from shared.errors import LetterNotDead
@@ -44,14 +44,14 @@ async def list_letters(
 ) -> list[dict[str, Any]]:
     """The oldest letters that the filters mean; never what they carry."""
     wanted = LetterFilter(None if state == "any" else state, tenant, since, code, model)
-    async with session(get_deps(request).db) as s:
+    async with everyone(get_deps(request).db) as s:
         return await find_letters(s, wanted, limit)
 
 
 @router.get("/{inference_id}")
 async def show_letter(inference_id: UUID, request: Request) -> dict[str, Any]:
     """One letter: its error, its attempts, what became of it; never what it carries."""
-    async with session(get_deps(request).db) as s:
+    async with everyone(get_deps(request).db) as s:
         letter = await read_letter(s, inference_id)
     return letter if letter is not None else not_found()
 
@@ -64,7 +64,7 @@ async def replay_letter(inference_id: UUID, request: Request) -> dict[str, Any]:
     """
     deps = get_deps(request)
     sealer = request_sealer(deps.settings.master_key.get_secret_value())
-    async with session(deps.db) as s:
+    async with everyone(deps.db) as s:
         ordered = await order_replay(s, sealer, inference_id, OVER_HTTP)
         if ordered is ReplayRefusal.UNKNOWN:
             not_found()
@@ -82,7 +82,7 @@ async def replay_letter(inference_id: UUID, request: Request) -> dict[str, Any]:
 async def discard_letter(inference_id: UUID, request: Request) -> dict[str, Any]:
     """End the call for good, at no charge. Raises `NotFound`, or `LetterNotDead` (409)."""
     deps = get_deps(request)
-    async with session(deps.db) as s:
+    async with everyone(deps.db) as s:
         if await read_letter(s, inference_id) is None:
             not_found()
         if not await close_letter(s, deps.kept, inference_id, LetterState.DISCARDED, OVER_HTTP):

@@ -85,7 +85,7 @@ def get_deps(request: Request) -> Deps:
 
 @asynccontextmanager
 async def session(
-    db: Database, tenant: UUID | None = None, *, patience_s: float | None = None
+    db: Database, tenant: UUID, *, patience_s: float | None = None
 ) -> AsyncIterator[AsyncSession]:
     """A database session that acts for `tenant`; what is not committed is rolled back.
 
@@ -93,6 +93,14 @@ async def session(
     `patience_s`.
     """
     async with reachable(patience_s), db.session(tenant) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def everyone(db: Database, *, patience_s: float | None = None) -> AsyncIterator[AsyncSession]:
+    """As `session`, but it sees all tenants' rows: for what is asked before the tenant is known,
+    for what is public, and for operators. tests/test_house_rules.py names each use."""
+    async with reachable(patience_s), db.everyone() as opened:
         yield opened
 
 

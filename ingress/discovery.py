@@ -10,8 +10,8 @@ from sqlalchemy import select
 from sqlmodel import col
 
 from ingress.auth import current_caller, parse_id
-from ingress.deps import Deps, get_deps, session
-from ingress.openapi import KEY_OPTIONAL
+from ingress.deps import Deps, everyone, get_deps
+from ingress.openapi import KEY_OPTIONAL, NOT_FOUND
 from ingress.wire import moment
 from shared.audit_log import verifier_key
 from shared.catalog import Shape, model_listing, provider_listing, provider_names
@@ -104,7 +104,7 @@ def _interface(url: str, binding: str) -> dict[str, str]:
     return {"url": url, "protocolBinding": binding, "protocolVersion": "1.0"}
 
 
-@router.get("/.well-known/jwks.json")
+@router.get("/.well-known/jwks.json", openapi_extra=NOT_FOUND)
 async def jwks(request: Request, agent_id: str | None = None) -> dict[str, Any]:
     """The public keys that are signed with: one agent's for its cards, else the audit log's and
     the newest agents'."""
@@ -112,7 +112,7 @@ async def jwks(request: Request, agent_id: str | None = None) -> dict[str, Any]:
     if agent_id is not None:
         wanted: UUID = parse_id(agent_id)
         query = query.where(col(AgentRow.id) == wanted)
-    async with session(get_deps(request).db) as s:
+    async with everyone(get_deps(request).db) as s:
         found = list(await s.scalars(query))
         log_key = await verifier_key(s) if agent_id is None else None
     if log_key is not None:
@@ -120,7 +120,7 @@ async def jwks(request: Request, agent_id: str | None = None) -> dict[str, Any]:
     return {"keys": [public_jwk(public_pem) for public_pem in found]}
 
 
-@router.get("/llms.txt")
+@router.get("/llms.txt", response_class=PlainTextResponse)
 async def llms_txt(request: Request) -> PlainTextResponse:
     """The service for readers that are models: one heading, a summary, lists of links."""
     base_url = get_deps(request).settings.base_url

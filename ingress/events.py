@@ -204,7 +204,7 @@ async def read_on_record(
     request: Request, inference_id: UUID, last_seen: int | None, caller: Caller, deps: Deps
 ) -> Response:
     """A call that only the database knows. Raises `NotFound` if that does not know it either."""
-    async with session(deps.db) as s:
+    async with session(deps.db, caller.tenant) as s:
         kept = await kept_call(s, inference_id, caller)
         if kept is None:
             return await expired(s, inference_id, caller, deps)

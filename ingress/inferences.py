@@ -149,7 +149,7 @@ async def find(inference_id: UUID, caller: Caller, deps: Deps) -> Standing:
 
 async def in_database(inference_id: UUID, caller: Caller, deps: Deps) -> Row[Any] | None:
     async with reachable():
-        rows = await deps.db.run(_FIND, id=inference_id, tenant_id=caller.tenant)
+        rows = await deps.db.run_for(caller.tenant, _FIND, id=inference_id, tenant_id=caller.tenant)
     if not rows:
         return None
     caller.may_see(rows[0].agent_id)

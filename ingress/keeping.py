@@ -221,7 +221,7 @@ class Keeper:
         query = select(
             col(InferenceRow.id), col(InferenceRow.attempt), col(InferenceRow.state)
         ).where(tuple_(col(InferenceRow.id), col(InferenceRow.tenant_id)).in_(wanted))
-        async with self._db.session() as session:
+        async with self._db.everyone() as session:
             rows = (await session.execute(query)).all()
         return {row.id: Known(row.attempt, row.state) for row in rows}
 

@@ -6,7 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Request
 
 from ingress.auth import not_found, parse_id, require_internal
-from ingress.deps import get_deps, session
+from ingress.deps import everyone, get_deps
 from ingress.spreadsheet import Format, stream_csv, wants_csv
 from shared.closing_statement import (
     CSV_HEADER,
@@ -30,7 +30,7 @@ async def list_engagements(
     request: Request, limit: Annotated[int, Query(ge=1, le=MOST_SWITCHES)] = 100
 ) -> dict[str, Any]:
     """What was ever engaged, the newest first."""
-    async with session(get_deps(request).db) as s:
+    async with everyone(get_deps(request).db) as s:
         return {"killswitches": await list_switches(s, limit)}
 
 
@@ -39,7 +39,7 @@ async def closing_statement(switch: str, request: Request, format: Format = None
     """What one engagement stopped and what was under way; `latest` is the newest one."""
     deps = get_deps(request)
     wanted: UUID | None = None if switch == "latest" else parse_id(switch)
-    async with session(deps.db) as s:
+    async with everyone(deps.db) as s:
         found = await find_switch(s, wanted)
         if found is None:
             not_found()

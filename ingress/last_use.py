@@ -56,7 +56,7 @@ class LastUse:
         now = self._keyring.now()
         hashes, ages = list(uses), [now - at for at in uses.values()]
         try:
-            async with reachable(), self._db.session() as session:
+            async with reachable(), self._db.everyone() as session:
                 await session.execute(text(_NOTE), {"hashes": hashes, "ages": ages})
                 await session.commit()
         except (Overloaded, SQLAlchemyError) as error:

@@ -18,7 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from ingress.auth import require_internal
-from ingress.deps import Deps, get_deps, session
+from ingress.deps import Deps, everyone, get_deps
 from shared.dead_letters import count_letters
 from shared.domain.attempts import LetterState
 from shared.errors import Overloaded
@@ -89,7 +89,7 @@ async def _ask_postgres(deps: Deps) -> list[CollectorRegistry]:
     async with deps.counted.lock:
         if time.monotonic() - deps.counted.at > BOOKS_KEPT_S:
             try:
-                async with session(deps.db) as s:
+                async with everyone(deps.db) as s:
                     await _count_books(s)
             except Overloaded:
                 STORE_UP.labels(store="postgres").set(0)

@@ -181,6 +181,7 @@ EVENTS: Extra = {
         **failures((InvalidBody, NotFound, EventsExpired, Overloaded), Dialect.NATIVE),
     },
 }
+NOT_FOUND: Extra = {"responses": failures((NotFound,), Dialect.NATIVE)}
 HANDLE_TAKEN: Extra = {"responses": failures((HandleTaken,), Dialect.NATIVE)}
 SIGNUP: Extra = {**INTERNAL_KEY_OPTIONAL, **HANDLE_TAKEN}
 
@@ -228,6 +229,16 @@ def _complete(document: dict[str, Any]) -> None:
                 responses["400"] = _failure("`invalid_request`, names the field", native)
             if {} not in operation.get("security", [{}]):
                 responses.setdefault("401", _failure("`invalid_api_key`", native))
+            if "500" in responses:
+                continue  # an inference call: all of its refusals are there, in its dialect
+            written = "401" in responses and "requestBody" in operation
+            if "401" in responses:
+                responses.setdefault("503", _failure("`overloaded`", native))
+            if written:
+                responses.setdefault("403", _failure("`forbidden`", native))
+            if "{" in path or written:
+                words = "`not_found`: unknown, or someone else's"
+                responses.setdefault("404", _failure(words, native))
 
 
 def _tell_access(operation: dict[str, Any], access: Access | None, native: str) -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from redis.exceptions import RedisError
 
 from ingress.auth import require_internal
-from ingress.deps import Deps, get_deps, session
+from ingress.deps import Deps, everyone, get_deps
 from shared.errors import NotFound, Overloaded, Unavailable
 from shared.fleet import (
     NoSuchWorker,
@@ -132,7 +132,7 @@ async def resume_worker(request: Request, target: Target) -> dict[str, Any]:
 async def _note_act(deps: Deps, act: str, target: str, workers: list[str]) -> None:
     """Write down what was done; the fleet can be driven while Postgres is away."""
     try:
-        async with session(deps.db) as s:
+        async with everyone(deps.db) as s:
             await record_act(s, act, target, actor=OVER_HTTP, workers=workers)
             await s.commit()
     except Overloaded:

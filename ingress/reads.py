@@ -89,19 +89,19 @@ def _billing(receipt: ReceiptRow) -> dict[str, Any] | None:
 @router.get("/v1/inferences/{inference_id}/decision")
 async def read_decision(inference_id: str, request: Request, caller: Mine) -> dict[str, Any]:
     """Why a routed call got the model it got; enough of it to run the rule again."""
-    deps = get_deps(request)
     query = select(RoutingOutcomeRow).where(
         col(RoutingOutcomeRow.inference_id) == parse_id(inference_id),
         col(RoutingOutcomeRow.tenant_id) == caller.tenant,
     )
-    async with session(deps.db, caller.tenant) as s:
+    async with session(get_deps(request).db, caller.tenant) as s:
         row = (await s.scalars(query)).one_or_none()
-    if row is None:
-        not_found()
-    caller.may_see(row.agent_id)
+        if row is None:
+            not_found()
+        caller.may_see(row.agent_id)
+        models = await catalog_snapshot(s, row.decision.get("catalog_hash"))
     stored = row.model_dump()
     if not row.decision:
         # its worker was lost after the decision: the outcome is known, the reasons are not
         stored["decision"] = {"terms": {"seed": None}, "catalog_hash": None, **UNDOCUMENTED}
         return {**capture.receipt(stored, ()), "inputs": None}
-    return capture.receipt(stored, await catalog_snapshot(deps.db, row.decision["catalog_hash"]))
+    return capture.receipt(stored, models)

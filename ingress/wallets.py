@@ -14,7 +14,7 @@ from sqlmodel import col
 
 from ingress.agents import append_audit
 from ingress.auth import Caller, current_caller, is_internal, not_found, own_agent, parse_id
-from ingress.deps import get_deps, session
+from ingress.deps import everyone, get_deps, session
 from ingress.openapi import INTERNAL_OR_OWN_KEY, view
 from ingress.spreadsheet import Format, as_csv, wants_csv
 from ingress.wire import usd
@@ -57,9 +57,14 @@ async def topup(
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
 ) -> dict[str, Any]:
     """Move money into a wallet; once per `Idempotency-Key`, if there is one."""
-    tenant = None if caller is None else caller.tenant
-    async with session(get_deps(request).db, tenant) as s:
-        agent = await _payee(s, body.agent_id, caller)
+    db, wanted = get_deps(request).db, parse_id(body.agent_id)
+    if caller is not None:
+        async with session(db, caller.tenant) as s:
+            await own_agent(s, body.agent_id, caller)
+    async with everyone(db) as s:  # money comes from an account of the system
+        agent = await s.get(AgentRow, wanted)
+        if agent is None:
+            not_found()
         transfer_id = _transfer_id(agent.tenant_id, idempotency_key)
         moved = await _transfer(s, transfer_id, await wallet_of(s, agent.id), body.amount_usd)
         if moved["result"] == TransferOutcome.EXISTS_WITH_DIFFERENT_AMOUNT:
@@ -75,15 +80,6 @@ async def topup(
             await append_audit(s, agent, [event])
         await s.commit()
     return {"agent_id": str(agent.id), "new_balance_usd": usd(moved["balance"])}
-
-
-async def _payee(s: AsyncSession, agent_id: str, caller: Caller | None) -> AgentRow:
-    if caller is not None:
-        return await own_agent(s, agent_id, caller)
-    agent = await s.get(AgentRow, parse_id(agent_id))
-    if agent is None:
-        not_found()
-    return agent
 
 
 def _transfer_id(tenant_id: UUID, idempotency_key: str | None) -> UUID:

@@ -6,8 +6,11 @@ These functions block and run an event loop of their own: inside a running loop,
 
 from pathlib import Path
 
+import asyncpg
 from alembic import command
 from alembic.config import Config
+
+from shared.config import StartError
 
 # Two processes that start together migrate one after the other; the number is arbitrary.
 MIGRATION_LOCK = 0x61696E66
@@ -21,7 +24,11 @@ def alembic_config(url: str) -> Config:
 
 
 def upgrade(url: str, revision: str = "head") -> None:
-    command.upgrade(alembic_config(url), revision)
+    """Raises `StartError` where the URL's role may not do what a migration needs."""
+    try:
+        command.upgrade(alembic_config(url), revision)
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise StartError(f"The schema cannot be migrated: {error}") from error
 
 
 def downgrade(url: str, revision: str) -> None:

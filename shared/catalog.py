@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared.db import Database, connect
 from shared.domain.candidate import Candidate, Catalog, Verdict, price_text
@@ -164,7 +165,7 @@ async def seed_catalog(url: str, catalog: Catalog | None = None) -> Catalog:
 
 async def open_catalog(db: Database) -> Catalog:
     """The active models of the table; their snapshot is kept under its hash, for receipts."""
-    async with db.session() as session:
+    async with db.everyone() as session:
         found = await session.execute(text("SELECT * FROM models WHERE active"))
         catalog = Catalog.of(_from_row(row) for row in found.mappings())
         snapshot = {"hash": catalog.hash, "models": json.dumps(catalog.to_json())}
@@ -173,11 +174,10 @@ async def open_catalog(db: Database) -> Catalog:
     return catalog
 
 
-async def catalog_snapshot(db: Database, catalog_hash: str) -> list[dict[str, Any]]:
+async def catalog_snapshot(session: AsyncSession, catalog_hash: str | None) -> list[dict[str, Any]]:
     """The models that a decision chose from, by the hash its row names; empty if unknown."""
-    async with db.session() as session:
-        query = text("SELECT models FROM catalog_snapshots WHERE hash = :hash")
-        models: list[dict[str, Any]] | None = await session.scalar(query, {"hash": catalog_hash})
+    query = text("SELECT models FROM catalog_snapshots WHERE hash = :hash")
+    models: list[dict[str, Any]] | None = await session.scalar(query, {"hash": catalog_hash})
     return models or []
 
 

@@ -164,7 +164,7 @@ async def statement_pages(
 
 
 async def _page(db: Database, query: str, bound: Mapping[str, Any]) -> Sequence[Row[Any]]:
-    async with db.session() as session:
+    async with db.everyone() as session:
         return (await session.execute(text(query), bound)).all()
 
 

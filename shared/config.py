@@ -65,6 +65,7 @@ class Settings(BaseSettings):
 
     # where things are
     database_url: str = Field("", validation_alias="DATABASE_URL")
+    caller_database_url: str = Field("", validation_alias="CALLER_DATABASE_URL")
     migration_database_url: str = Field("", validation_alias="MIGRATION_DATABASE_URL")
     redis_url: str = Field("", validation_alias="REDIS_URL")
     host: str = Field("127.0.0.1", validation_alias="HOST")

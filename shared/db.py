@@ -1,9 +1,11 @@
 """Postgres: sessions for reads, and a committer that makes one round trip of many small writes.
 
-Every connection of the application runs as `ainfera_app`, which owns nothing and may not change
-what is append-only; the login of the URL only has to be a member of that role.
+What is done for one tenant goes through `Database.session(tenant)`, as `ainfera_caller`: row-level
+security shows that role the tenant's rows only. What is done for all of them, by workers, operators
+and a few named places of the ingress, goes through `Database.everyone()`, as `ainfera_app`. Neither
+owns anything or may change what is append-only. A login only has to be a member of its role.
 
-Reads go through SQLAlchemy (`Database.session`). The hot path does not: it calls one SQL function
+Reads go through SQLAlchemy. The hot path does not: it calls one SQL function
 per batch over a dedicated asyncpg connection, with a statement prepared once, so that a call
 costs exactly one round trip. There is no BEGIN and COMMIT (one statement is one transaction) and
 no pool that resets a connection.
@@ -12,7 +14,7 @@ no pool that resets a connection.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
@@ -28,6 +30,7 @@ from sqlalchemy import Row, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from shared.acting import CALLER_ROLE, CallerConnection
 from shared.config import Settings
 from shared.errors import Draining, Overloaded
 
@@ -75,7 +78,12 @@ def login_name(url: str) -> str | None:
     return parse_qs(parts.query).get("user", [None])[-1]
 
 
-async def connect(url: str, role: str | None, application_name: str) -> Connection:
+async def connect(
+    url: str,
+    role: str | None,
+    application_name: str,
+    kind: type[Connection] = asyncpg.Connection,
+) -> Connection:
     """A connection without a pool. `role` None keeps the rights of the URL's own user.
 
     Whoever logs in as `role` already is not asked to become it: a pooler such as PgBouncer
@@ -84,7 +92,9 @@ async def connect(url: str, role: str | None, application_name: str) -> Connecti
     settings = {"application_name": application_name, "jit": "off", "timezone": "UTC"}
     if role is not None and role != login_name(url):
         settings["role"] = role
-    return await asyncpg.connect(driver_dsn(url), server_settings=settings, timeout=10.0)
+    return await asyncpg.connect(
+        driver_dsn(url), server_settings=settings, timeout=10.0, connection_class=kind
+    )
 
 
 def owner_engine(url: str) -> AsyncEngine:
@@ -99,37 +109,34 @@ def owner_engine(url: str) -> AsyncEngine:
 class Database:
     """The database as the application sees it. Connects when first used."""
 
-    __slots__ = ("_autocommit", "_engine", "_url")
+    __slots__ = ("_autocommit", "_caller_url", "_callers", "_engine", "_url")
 
     def __init__(self, settings: Settings) -> None:
         self._url = settings.database_url
-        self._engine = create_async_engine(
-            "postgresql+asyncpg://",
-            async_creator=self.connect_raw,
-            pool_size=8,
-            max_overflow=8,
-            pool_pre_ping=True,
-            json_serializer=lambda value: orjson.dumps(value).decode(),
-            json_deserializer=orjson.loads,
-        )
+        self._caller_url = settings.caller_database_url or settings.database_url
+        self._engine = _pooled(self.connect_raw)
+        self._callers = _pooled(self._connect_caller)
         self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
 
-    @property
-    def engine(self) -> AsyncEngine:
-        return self._engine
+    def session(self, tenant: UUID) -> AsyncSession:
+        """A session that sees and writes the rows of `tenant`, and of nobody else.
 
-    def session(self, tenant: UUID | None = None) -> AsyncSession:
-        """A session over the pool; `async with db.session() as s`, and commit what you write.
-
-        `tenant` is whom its transactions act for: the database knows it as `ainfera.tenant`.
+        `async with db.session(tenant) as s`, and commit what you write.
         """
-        opened = AsyncSession(self._engine, expire_on_commit=False)
-        if tenant is not None:
-            event.listen(opened.sync_session, "after_begin", partial(_act_for, str(tenant)))
+        opened = AsyncSession(self._callers, expire_on_commit=False)
+        event.listen(opened.sync_session, "after_begin", partial(_act_for, tenant))
         return opened
 
+    def everyone(self) -> AsyncSession:
+        """A session that sees all tenants' rows: for workers, for operators, and in the ingress
+        only where a test names it."""
+        return AsyncSession(self._engine, expire_on_commit=False)
+
+    async def _connect_caller(self) -> Connection:
+        return await connect(self._caller_url, CALLER_ROLE, APPLICATION_NAME, CallerConnection)
+
     async def connect_raw(self, application_name: str = APPLICATION_NAME) -> Connection:
-        """A dedicated asyncpg connection in the application's role; the caller closes it."""
+        """A dedicated asyncpg connection that sees all tenants' rows; whoever asks closes it."""
         return await connect(self._url, APP_ROLE, application_name)
 
     async def enlarge_hold(
@@ -143,10 +150,18 @@ class Database:
             return dict((await connection.execute(statement, bound)).mappings().one())
 
     async def run(self, statement: str, **bound: Any) -> Sequence[Row[Any]]:
-        """The rows of one statement that is a transaction by itself: one round trip."""
+        """The rows of one statement about everyone, a transaction by itself: one round trip."""
         async with self._autocommit.connect() as connection:
             found = await connection.execute(text(statement), bound)
             return found.all() if found.returns_rows else ()
+
+    async def run_for(self, tenant: UUID, statement: str, **bound: Any) -> Sequence[Row[Any]]:
+        """The rows of one statement about the rows of `tenant`, committed: three round trips."""
+        async with self.session(tenant) as session:
+            found = await (await session.connection()).execute(text(statement), bound)
+            rows = found.all() if found.returns_rows else ()
+            await session.commit()
+            return rows
 
     async def bury(self, item: Mapping[str, Any]) -> str:
         """Set one call aside as a dead letter, durably; a `BuryOutcome`.
@@ -167,6 +182,7 @@ class Database:
             await connection.execute(text("SELECT version_num FROM alembic_version"))
 
     async def aclose(self) -> None:
+        await self._callers.dispose()
         await self._engine.dispose()
 
 
@@ -336,11 +352,23 @@ class Committer:
             connection.terminate()
 
 
-def _act_for(tenant: str, _session: Any, _transaction: Any, connection: SyncConnection) -> None:
-    """Say whom a transaction acts for; the setting ends with it, so no later user inherits it."""
-    connection.execute(
-        text("SELECT set_config('ainfera.tenant', :tenant, true)"), {"tenant": tenant}
+def _pooled(connecting: Callable[[], Awaitable[Connection]]) -> AsyncEngine:
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=connecting,
+        pool_size=8,
+        max_overflow=8,
+        pool_pre_ping=True,
+        json_serializer=lambda value: orjson.dumps(value).decode(),
+        json_deserializer=orjson.loads,
     )
+
+
+def _act_for(tenant: UUID, _session: Any, _transaction: Any, connection: SyncConnection) -> None:
+    """The driver begins with the first statement: what it will say then of whom it is for."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, CallerConnection)
+    driver.acts_for = tenant
 
 
 def _plain(value: object) -> str:

@@ -6,7 +6,7 @@ reached through Unix sockets in a folder that only their owner can enter. Layout
     lock        held while the servers run, so that no two fleets share one home
     run/        the sockets (elsewhere, if the path is too long for a socket)
     logs/       postgres.log, valkey.log
-    postgres/   the cluster: database `ainfera`, roles `ainfera_owner` and `ainfera_app`
+    postgres/   the cluster: database `ainfera`, the roles that own it, serve all, serve a caller
     valkey/     the append-only file
 
 No server outlives us, however we end: see processes.py. Where there is no leash (macOS), one
@@ -35,6 +35,7 @@ from shared.processes import Identity, Server, ServerError, leashed, run, start,
 DATABASE = "ainfera"
 OWNER_ROLE = "ainfera_owner"
 APP_ROLE = "ainfera_app"
+CALLER_ROLE = "ainfera_caller"
 
 _SUPERUSER = "postgres"
 _POSTGRES_SOCKET = ".s.PGSQL.5432"
@@ -60,10 +61,12 @@ _POSTGRES_IN_A_HURRY = {"fsync": "off", "full_page_writes": "off", "synchronous_
 _BOOTSTRAP = f"""
 SELECT 'CREATE ROLE {OWNER_ROLE} LOGIN' WHERE to_regrole('{OWNER_ROLE}') IS NULL \\gexec
 SELECT 'CREATE ROLE {APP_ROLE} LOGIN' WHERE to_regrole('{APP_ROLE}') IS NULL \\gexec
+SELECT 'CREATE ROLE {CALLER_ROLE} LOGIN' WHERE to_regrole('{CALLER_ROLE}') IS NULL \\gexec
+GRANT {CALLER_ROLE} TO {APP_ROLE} WITH INHERIT FALSE, SET TRUE;
 SELECT 'CREATE DATABASE {DATABASE} OWNER {OWNER_ROLE}'
  WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = '{DATABASE}') \\gexec
 REVOKE ALL ON DATABASE {DATABASE} FROM PUBLIC;
-GRANT CONNECT ON DATABASE {DATABASE} TO {APP_ROLE};
+GRANT CONNECT ON DATABASE {DATABASE} TO {APP_ROLE}, {CALLER_ROLE};
 """
 
 
@@ -77,6 +80,7 @@ class Servers:
     superuser_url: str = ""
     owner_url: str = ""
     app_url: str = ""
+    caller_url: str = ""
     redis_url: str = ""
 
 
@@ -115,6 +119,7 @@ def embedded_servers(
             servers.superuser_url = postgres_url(sockets, _SUPERUSER)
             servers.owner_url = postgres_url(sockets, OWNER_ROLE)
             servers.app_url = postgres_url(sockets, APP_ROLE)
+            servers.caller_url = postgres_url(sockets, CALLER_ROLE)
         if valkey:
             _own(home / "valkey", identity)
             server = _start_valkey(home, sockets, identity, durable, valkey_options or {})

@@ -181,7 +181,7 @@ def hash_request(agent_id: str, path: str, body: bytes) -> bytes:
 
 
 class KeptCalls:
-    """The table `kept_calls`, each method one round trip. Errors are the database's own."""
+    """The table `kept_calls`. Errors are the database's own."""
 
     def __init__(self, db: Database, settings: Settings) -> None:
         self._db = db
@@ -202,7 +202,8 @@ class KeptCalls:
         """Write the call down, unless its key is known: then it is the call that has the key."""
         inference_id, caller = envelope.inference_id, envelope.caller
         body_hash = hash_request(caller["agent_id"], path, envelope.body)
-        (row,) = await self._db.run(
+        (row,) = await self._db.run_for(
+            UUID(caller["tenant_id"]),
             _KEEP,
             inference_id=inference_id,
             receipt_id=envelope.receipt_id,
@@ -231,10 +232,9 @@ class KeptCalls:
 
     async def withdraw(self, envelope: Envelope) -> None:
         """Forget a call that was refused before anybody was told that it is accepted."""
-        await self._db.run(
-            _WITHDRAW,
-            inference_id=envelope.inference_id,
-            tenant_id=UUID(envelope.caller["tenant_id"]),
+        tenant_id = UUID(envelope.caller["tenant_id"])
+        await self._db.run_for(
+            tenant_id, _WITHDRAW, inference_id=envelope.inference_id, tenant_id=tenant_id
         )
 
     def withdraw_patiently(self, envelope: Envelope) -> None:
@@ -266,7 +266,9 @@ class KeptCalls:
 
     async def result(self, inference_id: UUID, tenant_id: UUID) -> KeptResult | None:
         """What the call's client is told; None where there is nothing (any more)."""
-        rows = await self._db.run(_RESULT, inference_id=inference_id, tenant_id=tenant_id)
+        rows = await self._db.run_for(
+            tenant_id, _RESULT, inference_id=inference_id, tenant_id=tenant_id
+        )
         return self.open_result(inference_id, rows[0].result) if rows else None
 
     def open_result(self, inference_id: UUID, sealed: bytes | None) -> KeptResult | None:
@@ -289,7 +291,7 @@ class KeptCalls:
 
     async def cancel(self, inference_id: UUID, tenant_id: UUID) -> None:
         """Note that the call shall stop, for whoever claims it later."""
-        await self._db.run(_CANCEL, inference_id=inference_id, tenant_id=tenant_id)
+        await self._db.run_for(tenant_id, _CANCEL, inference_id=inference_id, tenant_id=tenant_id)
 
     def settlement(
         self, inference_id: UUID, outcome: str, result: KeptResult, *, frees_key: bool = False

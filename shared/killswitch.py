@@ -185,7 +185,7 @@ class Killswitch:
         KILLSWITCH_ENGAGED.set(len(engaged))
 
     async def _read(self) -> None:
-        async with self._db.session() as session:
+        async with self._db.everyone() as session:
             found = frozenset(row.scope for row in await engaged_switches(session))
         # an order that came meanwhile may be newer than what was read
         if not self._stale.is_set():

@@ -14,16 +14,19 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 from redis.exceptions import RedisError
 
+from shared.acting import CALLER_ROLE
 from shared.config import Settings, SettingsError, StartError
 from shared.db import APP_ROLE, Connection, connect
 from shared.valkey import open_valkey
 
 EXAMPLES = {
     "DATABASE_URL": "postgresql://ainfera_app:…@host:5432/ainfera",
+    "CALLER_DATABASE_URL": "postgresql://ainfera_caller:…@host:5432/ainfera",
     "MIGRATION_DATABASE_URL": "postgresql://ainfera_owner:…@host:5432/ainfera",
     "REDIS_URL": "redis://:…@host:6379/0",
 }
 _PATIENCE_S = 10.0
+_HELD = f"SELECT current_user = '{CALLER_ROLE}' AND row_security_active('tenants')"
 
 
 class Unreachable(StartError):
@@ -54,6 +57,25 @@ async def check_postgres(name: str, url: str, role: str | None = None) -> None:
     async with postgres(name, url, role) as connection:
         query = "SELECT 1" if role is None else "SELECT version_num FROM alembic_version"
         await connection.fetchval(query)
+
+
+async def check_callers(database_url: str, caller_database_url: str) -> None:
+    """For the ingress. Raises `SettingsError`, or `Unreachable` unless the database holds what is
+    done for a caller to the rows of its tenant."""
+    name = "CALLER_DATABASE_URL" if caller_database_url else "DATABASE_URL"
+    url = caller_database_url or database_url
+    try:
+        async with postgres(name, url, CALLER_ROLE) as connection:
+            if await connection.fetchval(_HELD):
+                return
+        reason = f"{name}: callers would not be held to their own rows at {_place(url)}"
+    except Unreachable as error:
+        reason = str(error)
+    raise Unreachable(
+        f"{reason}. Callers are served as {CALLER_ROLE}: run `fleet migrate`, then set "
+        "CALLER_DATABASE_URL to a login of that role, or let this login become it (GRANT "
+        f"{CALLER_ROLE} TO …; not behind a pooler)."
+    )
 
 
 @asynccontextmanager

@@ -25,7 +25,14 @@ from redis.asyncio import Redis
 import migrations
 from shared.catalog import seed_catalog
 from shared.config import PROVIDER_SETTINGS, Settings
-from shared.embedded import APP_ROLE, OWNER_ROLE, Servers, embedded_servers, postgres_url
+from shared.embedded import (
+    APP_ROLE,
+    CALLER_ROLE,
+    OWNER_ROLE,
+    Servers,
+    embedded_servers,
+    postgres_url,
+)
 
 # how long an example takes is the machine's business, not the rule's
 hypothesis.settings.register_profile("ainfera", deadline=None)
@@ -104,6 +111,12 @@ def database_url(servers: Servers, database_name: str) -> str:
 
 
 @pytest.fixture(scope="module")
+def caller_url(servers: Servers, database_name: str) -> str:
+    """The module's database as the role that acts for one caller at a time."""
+    return postgres_url(servers.sockets, CALLER_ROLE, database_name)
+
+
+@pytest.fixture(scope="module")
 def superuser_url(servers: Servers, database_name: str) -> str:
     """The module's database as superuser: for counting from outside and for spoiling data."""
     return postgres_url(servers.sockets, "postgres", database_name)
@@ -145,6 +158,7 @@ def settings_factory(database_url: str, redis_url: str, home: Path) -> Callable[
     """For fixtures of a wider scope than one test."""
     defaults: dict[str, Any] = {
         "database_url": database_url,
+        "caller_database_url": database_url.replace(f"//{APP_ROLE}@", f"//{CALLER_ROLE}@"),
         "redis_url": redis_url,
         "fleet_home": home,
         "master_key": MASTER_KEY,

@@ -36,7 +36,7 @@ def test_secrets_are_fresh_and_fit() -> None:
         for _ in range(2)
     )
     assert len(base64.b64decode(first["AINFERA_MASTER_KEY"], validate=True)) == 32
-    assert len(first) == 6
+    assert len(first) == 7
     assert set(first.values()).isdisjoint(second.values())
 
 

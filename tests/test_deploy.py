@@ -32,6 +32,7 @@ NOT_OURS = {
     "POSTGRES_PASSWORD",
     "OWNER_PASSWORD",
     "APP_PASSWORD",
+    "CALLER_PASSWORD",
     "REDIS_PASSWORD",
     "REDISCLI_AUTH",
     "POD_NAME",
@@ -387,7 +388,7 @@ def built(overlay: Path, home: Path) -> list[Document]:
     folder = copy / overlay.relative_to(DEPLOY)
     if (folder / "secrets.sh").exists():
         names = ["AINFERA_MASTER_KEY", "AINFERA_INTERNAL_KEY", "POSTGRES_PASSWORD"]
-        names += ["OWNER_PASSWORD", "APP_PASSWORD", "REDIS_PASSWORD"]
+        names += ["OWNER_PASSWORD", "APP_PASSWORD", "CALLER_PASSWORD", "REDIS_PASSWORD"]
         said = "".join(f"{name}=value-of-{name}=\n" for name in names)
         subprocess.run([folder / "secrets.sh"], input=said, text=True, check=True)
     verb = ["build"] if Path(program).name == "kustomize" else ["kustomize"]

@@ -64,6 +64,40 @@ PROCESS_EDGES = {
     "ingress/operations.py": 1,  # whatever a dependency's failure is, we are not ready
 }
 
+# Where the ingress, or what it shares with the workers, sees the rows of all tenants. Everywhere
+# else it acts for one of them, and the database holds it to that.
+FOR_EVERYONE = {
+    "ingress/agents.py signup",  # makes a tenant; the grant comes from an account of the system
+    "ingress/annex_iv.py _trail",  # as `read_proof`
+    "ingress/audit.py public_audit",  # public
+    "ingress/audit.py read_checkpoint",  # public: the log is over all chains
+    "ingress/audit.py read_consistency",  # public
+    "ingress/audit.py read_log_key",  # public
+    "ingress/audit.py read_proof",  # hashes of the log, for an event that is the caller's
+    "ingress/audit.py verify_audit",  # public
+    "ingress/auth.py _load",  # a key says whose it is
+    "ingress/cards.py _public_key",  # cards are verified by anybody
+    "ingress/dead_letters.py discard_letter",  # operators
+    "ingress/dead_letters.py list_letters",  # operators
+    "ingress/dead_letters.py replay_letter",  # operators
+    "ingress/dead_letters.py show_letter",  # operators
+    "ingress/deps.py everyone",  # the one door of the ingress
+    "ingress/discovery.py jwks",  # public keys
+    "ingress/keeping.py _known",  # one query for the calls of many tenants, each with its own
+    "ingress/operations.py _note_act",  # operators
+    "ingress/killswitches.py closing_statement",  # operators
+    "ingress/killswitches.py list_engagements",  # operators
+    "ingress/last_use.py flush",  # one statement for the keys of many tenants
+    "ingress/measures.py _ask_postgres",  # operators
+    "shared/closing_statement.py _page",  # operators
+    "ingress/wallets.py topup",  # money comes from an account of the system
+    "shared/catalog.py open_catalog",  # models belong to nobody
+    "shared/kept.py states",  # one query for the calls of many tenants, each with its own
+    "shared/kept.py take",  # workers
+    "shared/killswitch.py _read",  # switches are looked up for all
+}
+SEES_EVERYONE = {"everyone", "run", "connect_raw", "bury", "enlarge_hold"}
+
 
 @cache
 def parsed(path: Path) -> ast.Module:
@@ -209,6 +243,43 @@ def test_valkey_is_opened_in_one_place() -> None:
         if isinstance(node, ast.Call) and dotted(node.func) in ("Redis.from_url", "Redis")
     ]
     assert wrong == []
+
+
+def looks_at_everyone(node: ast.AST) -> bool:
+    """A call of `everyone`, or of a method of a `Database` that is not bound to a tenant."""
+    if not isinstance(node, ast.Call):
+        return False
+    owner, _, name = dotted(node.func).rpartition(".")
+    if name == "everyone":
+        return True
+    return name in SEES_EVERYONE and owner.rpartition(".")[2] in ("db", "_db", "database")
+
+
+def test_all_tenants_rows_are_seen_in_named_places_only() -> None:
+    found = {
+        f"{relative(path)} {function.name}"
+        for path in SOURCES
+        if path.parts[len(ROOT.parts)] in ("ingress", "shared") and path != ROOT / "shared/db.py"
+        for function in functions(parsed(path))
+        for node in ast.walk(function)
+        if looks_at_everyone(node)
+    }
+    assert found == FOR_EVERYONE
+
+
+@pytest.mark.parametrize(
+    ("source", "seen"),
+    [
+        ("everyone(deps.db)", True),
+        ("self._db.everyone()", True),
+        ("deps.db.run(query)", True),
+        ("session(deps.db, caller.tenant)", False),
+        ("db.run_for(tenant, query)", False),
+        ("asyncio.run(main())", False),
+    ],
+)
+def test_the_rule_about_tenants_tells_them_apart(source: str, seen: bool) -> None:
+    assert any(looks_at_everyone(node) for node in ast.walk(ast.parse(source))) is seen
 
 
 def catches_everything(handler: ast.ExceptHandler) -> bool:

@@ -47,7 +47,7 @@ class NoLog(LookupError):
 
 async def bundle(db: Database, agents: Sequence[UUID] | None) -> AsyncGenerator[Record]:
     """The records of a bundle of these agents; of everything if None. Raises `NoLog`."""
-    async with db.session() as s:
+    async with db.everyone() as s:
         await s.connection(execution_options={"isolation_level": "REPEATABLE READ"})
         key = await verifier_key(s)
         if key is None:
@@ -63,7 +63,7 @@ async def bundle(db: Database, agents: Sequence[UUID] | None) -> AsyncGenerator[
 
 async def agents_of(db: Database, tenant_id: UUID) -> list[UUID]:
     """All agents of a tenant."""
-    async with db.session() as s:
+    async with db.everyone() as s:
         query = select(col(AgentRow.id)).where(col(AgentRow.tenant_id) == tenant_id)
         return list(await s.scalars(query))
 

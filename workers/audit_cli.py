@@ -140,7 +140,7 @@ def _closed(verifier: Verifier, faults: Sequence[Finding]) -> Report:
 
 
 async def _key() -> VerifierKey:
-    async with stores() as opened, opened.db.session() as s:
+    async with stores() as opened, opened.db.everyone() as s:
         key = await verifier_key(s)
     if key is None:
         fail("No checkpoint was signed yet; the books worker signs them.")

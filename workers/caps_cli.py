@@ -51,7 +51,7 @@ def tenant_command(
 
 
 async def changed(tenant: UUID, cap: Decimal | None, reason: str) -> TenantCap:
-    async with stores() as opened, opened.db.session() as session:
+    async with stores() as opened, opened.db.everyone() as session:
         found = await set_tenant_cap(session, tenant, cap, reason, this_operator())
         if found is None:
             fail(f"There is no tenant {tenant}.")

@@ -169,7 +169,7 @@ class Checkpointer:
     # -- one checkpoint -------------------------------------------------------------------
 
     async def _append(self, signed_before: Sequence[str | None]) -> int:
-        async with self._db.session() as s:
+        async with self._db.everyone() as s:
             if not await s.scalar(_TRY_LOCK, {"key": LOG_LOCK}):
                 return 0
             key = self._key or await log_key(s, self._settings)
@@ -219,7 +219,7 @@ class Checkpointer:
             .limit(EXPORTED_AT_ONCE)
         )
         while True:
-            async with self._db.session() as s:
+            async with self._db.everyone() as s:
                 rows = (await s.scalars(query.where(col(AuditCheckpointRow.size) > size))).all()
             if not rows:
                 return

@@ -32,7 +32,9 @@ from workers.killswitch_cli import killswitch
 from workers.ledger_cli import ledger
 from workers.terminal import fail, fleet_settings
 
-COMPOSE_PASSWORDS = ("POSTGRES_PASSWORD", "OWNER_PASSWORD", "APP_PASSWORD", "REDIS_PASSWORD")
+COMPOSE_PASSWORDS = tuple(
+    f"{name}_PASSWORD" for name in ("POSTGRES", "OWNER", "APP", "CALLER", "REDIS")
+)
 
 main = typer.Typer(
     no_args_is_help=True,

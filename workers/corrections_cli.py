@@ -85,14 +85,14 @@ def list_command(
 
 
 async def made(id: UUID, transfer: UUID, amount: Decimal | None, reason: str) -> Corrected:
-    async with stores() as opened, opened.db.session() as session:
+    async with stores() as opened, opened.db.everyone() as session:
         done = await correct_transfer(session, id, transfer, amount, reason, this_operator())
         await session.commit()
         return done
 
 
 async def listed(tenant: UUID | None, limit: int) -> list[TransferRow]:
-    async with stores() as opened, opened.db.session() as session:
+    async with stores() as opened, opened.db.everyone() as session:
         return list(await list_corrections(session, tenant, limit))
 
 

@@ -129,7 +129,7 @@ async def tend_dead_letters(ctx: Mapping[str, Any]) -> dict[str, int]:
         "expired": await _expire(deps),
         "queued": await _queue_again(deps),
     }
-    async with deps.db.session() as session:
+    async with deps.db.everyone() as session:
         done["forgotten"] = await forget_requests(session)
         await session.commit()
     if any(done.values()):
@@ -138,11 +138,11 @@ async def tend_dead_letters(ctx: Mapping[str, Any]) -> dict[str, int]:
 
 
 async def _expire(deps: BooksDeps) -> int:
-    async with deps.db.session() as session:
+    async with deps.db.everyone() as session:
         overdue = await overdue_letters(session, TEND_LIMIT)
     expired = 0
     for inference_id in overdue:
-        async with deps.db.session() as session:
+        async with deps.db.everyone() as session:
             expired += await close_letter(
                 session, deps.kept, inference_id, LetterState.EXPIRED, BY_CLOCK
             )
@@ -153,7 +153,7 @@ async def _expire(deps: BooksDeps) -> int:
 async def _queue_again(deps: BooksDeps) -> int:
     """An order to replay is in Postgres before it is in the queue, so the queue may lack it."""
     sealer = request_sealer(deps.settings.master_key.get_secret_value())
-    async with deps.db.session() as session:
+    async with deps.db.everyone() as session:
         replays = await not_begun(session, sealer, NOT_BEGUN_S, TEND_LIMIT)
     try:
         queued = await deps.queue.holding([replay.envelope.inference_id for replay in replays])

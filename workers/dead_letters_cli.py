@@ -152,19 +152,19 @@ def discard_command(
 
 
 async def matching(wanted: LetterFilter, limit: int | None) -> list[dict[str, Any]]:
-    async with stores() as opened, opened.db.session() as session:
+    async with stores() as opened, opened.db.everyone() as session:
         return await find_letters(session, wanted, limit)
 
 
 async def one_letter(inference_id: UUID) -> dict[str, Any]:
-    async with stores() as opened, opened.db.session() as session:
+    async with stores() as opened, opened.db.everyone() as session:
         letter = await read_letter(session, inference_id)
     return letter if letter is not None else fail(f"There is no dead letter {inference_id}.")
 
 
 async def revealed(inference_id: UUID) -> bytes:
     """The client's request. Exits where it is gone or cannot be opened."""
-    async with stores() as opened, opened.db.session() as session:
+    async with stores() as opened, opened.db.everyone() as session:
         sealer = request_sealer(opened.settings.master_key.get_secret_value())
         try:
             body = await reveal_request(session, sealer, inference_id, this_operator())
@@ -223,7 +223,7 @@ async def do_all(name: str, act: Act, meant: list[str], report: Report, *, quiet
 async def replay(opened: Stores, inference_id: UUID) -> str | None:
     """Order a replay, then queue it; why not, if not."""
     sealer = request_sealer(opened.settings.master_key.get_secret_value())
-    async with opened.db.session() as session:
+    async with opened.db.everyone() as session:
         ordered = await order_replay(session, sealer, inference_id, this_operator())
         if isinstance(ordered, ReplayRefusal):
             return ordered.value
@@ -237,7 +237,7 @@ async def replay(opened: Stores, inference_id: UUID) -> str | None:
 
 async def discard(opened: Stores, inference_id: UUID) -> str | None:
     """End one call; why not, if not."""
-    async with opened.db.session() as session:
+    async with opened.db.everyone() as session:
         kept = KeptCalls(opened.db, opened.settings)
         closed = await close_letter(
             session, kept, inference_id, LetterState.DISCARDED, this_operator()

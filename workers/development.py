@@ -36,7 +36,7 @@ from shared.config import (
 from shared.embedded import Servers, embedded_servers, refuse_claimed
 from shared.listening import refuse_address
 from shared.master_key import check_master_key, usable_sealer
-from shared.preflight import check_postgres, check_valkey, refusal
+from shared.preflight import check_callers, check_postgres, check_valkey, refusal
 from workers.procfile import (
     Stopped,
     StopSignals,
@@ -94,6 +94,7 @@ def _up(signals: StopSignals) -> int:
         asyncio.run(
             check_master_key(environment["DATABASE_URL"], environment["AINFERA_MASTER_KEY"])
         )
+        asyncio.run(check_callers(environment["DATABASE_URL"], environment["CALLER_DATABASE_URL"]))
         running = {"HOST": settings.host, "PORT": str(settings.port)}
         write_env(home / RUNNING, {**running, **{name: environment[name] for name in STORES}})
         try:
@@ -134,6 +135,7 @@ def process_environment(settings: Settings, home: Path, servers: Servers) -> dic
     environment.pop("MIGRATION_DATABASE_URL", None)
     environment |= {
         "DATABASE_URL": settings.database_url or servers.app_url,
+        "CALLER_DATABASE_URL": settings.caller_database_url or servers.caller_url,
         "REDIS_URL": settings.redis_url or servers.redis_url,
         "FLEET_HOME": str(home),
         "AUDIT_EXPORT_DIR": str(settings.audit_export_dir or home / "audit"),

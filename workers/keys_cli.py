@@ -193,7 +193,7 @@ def revoke_command(
 
 
 async def created(wish: Wish) -> Minted:
-    async with stores() as opened, opened.db.session() as session:
+    async with stores() as opened, opened.db.everyone() as session:
         if await session.get(TenantRow, wish.tenant_id) is None:
             fail("There is no such tenant.")
         for agent_id in (wish.agent_id, wish.default_agent_id):
@@ -206,7 +206,7 @@ async def created(wish: Wish) -> Minted:
 
 
 async def listed(tenant_id: UUID | None, everything: bool) -> list[Key]:
-    async with stores() as opened, opened.db.session() as session:
+    async with stores() as opened, opened.db.everyone() as session:
         return await list_keys(session, tenant_id, everything=everything)
 
 
@@ -225,7 +225,7 @@ async def rotated(named: str, overlap: timedelta) -> tuple[Minted, str]:
 async def acted(named: str, act: Callable[[AsyncSession, Key], Awaitable[T]]) -> tuple[Key, T]:
     """Do something to a key, then have every process ask for it anew."""
     async with stores() as opened:
-        async with opened.db.session() as session:
+        async with opened.db.everyone() as session:
             try:
                 key = await find_key(session, named)
             except KeyNotFound as error:

@@ -74,7 +74,7 @@ def _amount(written: str) -> Decimal | None:
 
 
 async def _set(scope: str, written: str, amount: Decimal | None) -> None:
-    async with stores() as opened, opened.db.session() as session:
+    async with stores() as opened, opened.db.everyone() as session:
         if scope != ALL and await session.get(TenantRow, UUID(scope)) is None:
             fail(f"There is no tenant {scope}.")
         actor = this_operator()
@@ -92,7 +92,7 @@ async def _set(scope: str, written: str, amount: Decimal | None) -> None:
 
 
 async def _thresholds() -> dict[str, Any]:
-    async with stores() as opened, opened.db.session() as session:
+    async with stores() as opened, opened.db.everyone() as session:
         rows = list(await session.scalars(select(KillswitchThresholdRow)))
         chosen = {row.scope: row.threshold_usd for row in rows}
         settings = opened.settings
@@ -133,7 +133,7 @@ def statement_command(
 
 
 async def _statement(switch: UUID | None) -> dict[str, Any]:
-    async with stores() as opened, opened.db.session() as session:
+    async with stores() as opened, opened.db.everyone() as session:
         return await read_statement(session, await _found(opened, switch))
 
 
@@ -146,7 +146,7 @@ async def _write_csv(switch: UUID | None) -> None:
 
 
 async def _found(opened: Stores, switch: UUID | None) -> Any:
-    async with opened.db.session() as session:
+    async with opened.db.everyone() as session:
         found = await find_switch(session, switch)
     if found is None:
         fail("There is no such engagement of the killswitch.")

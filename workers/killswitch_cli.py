@@ -75,7 +75,7 @@ def release_command(
 
 
 async def status() -> list[dict[str, Any]]:
-    async with stores() as opened, opened.db.session() as session:
+    async with stores() as opened, opened.db.everyone() as session:
         rows = await engaged_switches(session)
     return [
         {
@@ -100,7 +100,7 @@ async def change(scope: str, reason: str, *, engaged: bool) -> bool:
 
 
 async def _written(opened: Stores, scope: str, reason: str, engaged: bool) -> bool:
-    async with opened.db.session() as session:
+    async with opened.db.everyone() as session:
         if scope != ALL and await session.get(TenantRow, UUID(scope)) is None:
             fail(f"There is no tenant {scope}.")
         turn = engage if engaged else release

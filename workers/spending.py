@@ -169,7 +169,7 @@ class SpendWatch:
             f"{over.spent_usd:f} USD settled and held in {window} s,"
             f" the threshold is {over.threshold_usd:f} USD"
         )
-        async with self._db.session() as session:
+        async with self._db.everyone() as session:
             done = await engage(
                 session,
                 over.scope,

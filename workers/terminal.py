@@ -57,7 +57,7 @@ async def note_act(act: str, target: str, **detail: Any) -> None:
         return
     db = Database(settings)
     try:
-        async with db.session() as session:
+        async with db.everyone() as session:
             await record_act(session, act, target, **detail)
             await session.commit()
     except (SQLAlchemyError, *TRANSIENT) as error:

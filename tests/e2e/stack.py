@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 
+from shared.embedded import APP_ROLE, CALLER_ROLE
 from shared.processes import leashed, tail
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +85,7 @@ def environment(
         **kept,
         "PYTHONUNBUFFERED": "1",
         "DATABASE_URL": database_url,
+        "CALLER_DATABASE_URL": database_url.replace(f"//{APP_ROLE}@", f"//{CALLER_ROLE}@"),
         "REDIS_URL": redis_url,
         "PORT": str(port),
         "SIGNUP_MODE": "open",

@@ -37,9 +37,9 @@ class CountingDatabase(Database):
         self.gate.set()
         self.answered = asyncio.Event()
 
-    def session(self, tenant: UUID | None = None) -> AsyncSession:
+    def everyone(self) -> AsyncSession:
         self.opened += 1
-        return GatedSession(self, super().session(tenant))  # type: ignore[return-value]
+        return GatedSession(self, super().everyone())  # type: ignore[return-value]
 
 
 class GatedSession:

@@ -57,14 +57,14 @@ async def witnessed(deps: Deps, agent: dict[str, Any]) -> list[dict[str, Any]]:
         "SELECT payload FROM audit_events WHERE agent_id = :id AND event_type = 'key.revoked'"
         " ORDER BY seq"
     )
-    async with deps.db.session() as session:
+    async with deps.db.everyone() as session:
         rows = await session.scalars(query, {"id": UUID(agent["agent_id"])})
         return [orjson.loads(row) for row in rows]
 
 
 async def acts(deps: Deps, key_id: str) -> list[str]:
     query = text("SELECT act FROM operator_events WHERE target = :id ORDER BY at")
-    async with deps.db.session() as session:
+    async with deps.db.everyone() as session:
         return list(await session.scalars(query, {"id": key_id}))
 
 

@@ -48,7 +48,7 @@ def fleet_command(deps: Deps) -> Fleet:
 async def released(deps: Deps) -> AsyncIterator[None]:
     """Whatever a test engaged is released after it, here and everywhere."""
     yield
-    async with deps.db.session() as session:
+    async with deps.db.everyone() as session:
         for row in await engaged_switches(session):
             await release(session, row.scope, "the test is over", OPERATOR)
         await session.commit()
@@ -110,7 +110,7 @@ async def test_without_a_yes_nothing_is_done(
     assert asked.exit_code == 1
     unknown = ("killswitch", "engage", "--tenant", str(uuid4()), "--yes")
     assert (await asyncio.to_thread(fleet_command, *unknown)).exit_code == 1
-    async with deps.db.session() as session:
+    async with deps.db.everyone() as session:
         assert await engaged_switches(session) == []
 
 
@@ -118,13 +118,13 @@ async def test_an_ingress_that_starts_or_was_cut_off_reads_what_is_engaged(
     open_app: OpenApp, deps: Deps
 ) -> None:
     """Nobody was told: only Postgres knows, until the connection is made anew."""
-    async with deps.db.session() as session:
+    async with deps.db.everyone() as session:
         assert await engage(session, ALL, "", OPERATOR)
         assert not await engage(session, ALL, "", OPERATOR)
         await session.commit()
     async with open_app() as (_, fresh):
         assert stopped(fresh, str(uuid4()))
-        async with deps.db.session() as session:
+        async with deps.db.everyone() as session:
             assert await release(session, ALL, "", OPERATOR)
             assert not await release(session, ALL, "", OPERATOR)
             await session.commit()
@@ -158,7 +158,7 @@ async def test_acts_are_written_down(deps: Deps, fleet_command: Fleet) -> None:
             heard = await pubsub.get_message(timeout=5)
         await pubsub.aclose()
     assert orjson.loads(heard["data"]) == {"type": "killswitch", "scope": "all", "engaged": False}
-    async with deps.db.session() as session:
+    async with deps.db.everyone() as session:
         connection = await session.connection()
         rows = await connection.exec_driver_sql(
             "SELECT act, detail ->> 'reason' FROM operator_events ORDER BY at DESC LIMIT 2"

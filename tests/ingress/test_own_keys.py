@@ -69,7 +69,7 @@ async def test_a_key_is_made_shown_once_and_listed(
     assert "api_key" not in str(listed)
     assert "hash" not in str(listed)
     act = text("SELECT actor FROM operator_events WHERE act = 'key.create' AND target = :id")
-    async with deps.db.session() as session:
+    async with deps.db.everyone() as session:
         assert await session.scalar(act, {"id": key["id"]}) == f"key {listed[0]['id']}"
 
 
@@ -123,7 +123,7 @@ async def test_the_newest_secret_is_the_last_one_given_whoever_began_first(
 ) -> None:
     new = await sign_up()
     key_id = UUID((await make(client, new["auth"])).json()["id"])
-    async with deps.db.session() as early, deps.db.session() as late:
+    async with deps.db.everyone() as early, deps.db.everyone() as late:
         await database_time(early)  # its transaction has begun
         given = []
         for session in (late, early):
@@ -132,7 +132,7 @@ async def test_the_newest_secret_is_the_last_one_given_whoever_began_first(
             await session.commit()
             assert minted is not None
             given.append(minted.row.id)
-    async with deps.db.session() as session:
+    async with deps.db.everyone() as session:
         key = await lock_key(session, key_id)
         assert [each.id for each in key.secrets][1:] == given
 
@@ -159,7 +159,7 @@ async def test_a_revoked_key_ends_with_all_its_secrets_everywhere(
     assert not (await client.delete(path, headers=new["auth"])).json()["changed"]
     assert (await client.post(f"{path}/rotate", headers=new["auth"])).status_code == 400
     query = "SELECT payload FROM audit_events WHERE agent_id = :id AND event_type = 'key.revoked'"
-    async with deps.db.session() as session:
+    async with deps.db.everyone() as session:
         rows = await session.scalars(text(f"{query} ORDER BY seq"), {"id": UUID(new["agent_id"])})
         reasons = [orjson.loads(row)["reason"] for row in rows]
     assert reasons == ["rotated", "revoked"]

@@ -49,7 +49,7 @@ async def bound_key(deps: Deps, new: dict[str, Any], agent_id: str) -> dict[str,
         agent_id=UUID(agent_id),
         key_hash=hash_api_key(key),
     )
-    async with deps.db.session() as s:
+    async with deps.db.everyone() as s:
         s.add(row)
         await s.commit()
     return {"x-api-key": key}

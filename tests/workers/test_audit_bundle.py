@@ -47,7 +47,7 @@ async def kept(
         records = [r.model_dump_json() async for r in bundle(db, agents)]  # type: ignore[arg-type]
         files[name] = folder / f"{name}.jsonl"
         files[name].write_text("\n".join(records) + "\n")
-    async with db.session() as s:
+    async with db.everyone() as s:
         files["key"] = str((await log_key(s, settings)).verifier)
     yield files
     await app.close()

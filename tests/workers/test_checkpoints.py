@@ -62,7 +62,7 @@ async def agent(app: Connection) -> Agent:
 
 
 async def size(db: Database) -> int:
-    async with db.session() as s:
+    async with db.everyone() as s:
         newest = await newest_checkpoint(s)
     return newest.size if newest is not None else 0
 
@@ -78,7 +78,7 @@ async def test_every_event_gets_a_place_under_a_signed_head(
     await witness(app, agent, 2)
     assert await checkpointer.round() == 2
     assert await checkpointer.round() == 0
-    async with db.session() as s:
+    async with db.everyone() as s:
         key = (await log_key(s, settings)).verifier
         row = await newest_checkpoint(s)
         assert row is not None
@@ -395,7 +395,7 @@ async def test_an_address_with_another_history_stops_the_signing(
     latest_is_there: bool,
 ) -> None:
     """Whether its newest checkpoint says so, or only one of those before it."""
-    async with db.session() as s:
+    async with db.everyone() as s:
         key = await log_key(s, settings)
     await witness(app, agent)
     await Checkpointer(settings, db, []).round()
@@ -413,7 +413,7 @@ async def test_an_address_with_another_history_stops_the_signing(
 
 async def test_the_key_is_made_once(settings: Settings, db: Database) -> None:
     async def key() -> LogKey:
-        async with db.session() as s:
+        async with db.everyone() as s:
             made = await log_key(s, settings)
             await s.commit()
             return made

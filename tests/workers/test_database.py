@@ -14,6 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection as SyncConnection
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import select
 
 import migrations
@@ -208,7 +209,7 @@ async def test_the_view_is_as_its_model_says(settings: Settings, app: Connection
     agent = await new_agent(app, funds="3")
     db = Database(settings)
     try:
-        async with db.session() as session:
+        async with db.everyone() as session:
             (entry,) = await session.scalars(
                 select(LedgerEntryRow).where(LedgerEntryRow.account_id == agent.wallet_id)
             )
@@ -332,6 +333,6 @@ async def test_a_session_acts_for_its_tenant_in_each_transaction_and_not_after(
         await session.commit()
         assert await session.scalar(whom) == str(tenant)
     for _ in range(20):  # whichever connection of the pool: nobody inherits the setting
-        async with db.session() as session:
-            assert not await session.scalar(whom)
+        async with AsyncSession(db._callers) as unbound:
+            assert not await unbound.scalar(whom)
     await db.aclose()

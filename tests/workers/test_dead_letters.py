@@ -108,14 +108,14 @@ async def a_dead_call(db: Connection, books: dict[str, Any], agent: Agent, **cha
 
 
 async def replay(books: dict[str, Any], inference: UUID) -> Replay | ReplayRefusal:
-    async with books["deps"].db.session() as session:
+    async with books["deps"].db.everyone() as session:
         ordered = await order_replay(session, sealer_of(books), inference, OPERATOR)
         await session.commit()
         return ordered
 
 
 async def close(books: dict[str, Any], inference: UUID, state: LetterState) -> bool:
-    async with books["deps"].db.session() as session:
+    async with books["deps"].db.everyone() as session:
         closed = await close_letter(session, books["deps"].kept, inference, state, OPERATOR)
         await session.commit()
         return closed
@@ -457,7 +457,7 @@ async def test_letters_are_found_by_what_they_are(db: Connection, books: dict[st
     ]
     await a_dead_call(db, books, other)
     tenant = UUID(agent.tenant_id)
-    async with books["deps"].db.session() as session:
+    async with books["deps"].db.everyone() as session:
 
         async def ids(limit: int | None = None, **wanted: Any) -> list[str]:
             found = await find_letters(session, LetterFilter(tenant_id=tenant, **wanted), limit)
@@ -479,7 +479,7 @@ async def test_letters_are_found_by_what_they_are(db: Connection, books: dict[st
 
 async def test_who_reads_a_request_is_written_down(db: Connection, books: dict[str, Any]) -> None:
     inference = await a_dead_call(db, books, await new_agent(db))
-    async with books["deps"].db.session() as session:
+    async with books["deps"].db.everyone() as session:
         body = await reveal_request(session, sealer_of(books), inference, OPERATOR)
         await session.commit()
     assert body is not None

@@ -33,7 +33,7 @@ async def db(settings: Settings) -> AsyncIterator[Database]:
     """After each test nothing is engaged, and no threshold of an operator's is left."""
     opened = Database(settings)
     yield opened
-    async with opened.session() as session:
+    async with opened.everyone() as session:
         for row in await engaged_switches(session):
             await release(session, row.scope, "", "test")
         for threshold in await session.run_sync(lambda s: s.query(KillswitchThresholdRow).all()):
@@ -48,14 +48,14 @@ async def watch(db: Database, redis: Redis, make_settings: Callable[..., Setting
 
 
 async def let_in(db: Database, scope: str) -> None:
-    async with db.session() as session:
+    async with db.everyone() as session:
         assert await release(session, scope, "looked at", "somebody")
         await session.commit()
 
 
 async def set_threshold(db: Database, scope: str, usd: str | None) -> None:
     amount = None if usd is None else Decimal(usd)
-    async with db.session() as session:
+    async with db.everyone() as session:
         session.add(KillswitchThresholdRow(scope=scope, threshold_usd=amount, set_by="somebody"))
         await session.commit()
 
@@ -75,7 +75,7 @@ async def test_settled_and_held_together_pass_it(
     assert await watching.look() == []  # two dollars of two
     await leave(ledger_db, agent, "0.000000001")
     assert await watching.look() == [Passed(agent.tenant_id, Decimal("2.000000001"), Decimal("2"))]
-    async with db.session() as session:
+    async with db.everyone() as session:
         (row,) = await engaged_switches(session)
     assert (row.scope, row.engaged_by) == (agent.tenant_id, THRESHOLD)
     assert (row.spent_usd, row.threshold_usd) == (Decimal("2.000000001"), Decimal(2))
@@ -134,7 +134,7 @@ async def test_after_a_release_the_same_spending_does_not_count_again(
 async def test_the_whole_system_has_a_threshold_and_metrics(
     ledger_db: Connection, watch: Watch, redis: Redis, db: Database
 ) -> None:
-    async with db.session() as session:
+    async with db.everyone() as session:
         seen = watch(killswitch_system_usd="100000")
         await seen.look()
         before = await hear_spending(redis)
@@ -237,14 +237,14 @@ async def test_the_closing_statement_says_what_was_stopped_and_what_it_cost(
 
 
 async def _statement(db: Database) -> Any:
-    async with db.session() as session:
+    async with db.everyone() as session:
         found = await find_switch(session, None)
         assert found is not None
         return await read_statement(session, found)
 
 
 async def _table(db: Database) -> list[dict[str, str]]:
-    async with db.session() as session:
+    async with db.everyone() as session:
         found = await find_switch(session, None)
     assert found is not None
     lines = [csv_line(CSV_HEADER)]

@@ -164,7 +164,7 @@ async def rewrite_and_sign_again(t: Trail) -> None:
     await rewrite_the_log_too(t)
     rows = await t.superuser.fetch("SELECT leaf_hash FROM audit_leaves ORDER BY index")
     _, grown = grow(0, {}, [row["leaf_hash"] for row in rows])
-    async with t.db.session() as s:
+    async with t.db.everyone() as s:
         key = await log_key(s, t.settings)
     for row in await t.superuser.fetch("SELECT size FROM audit_checkpoints"):
         root = fold([grown[place] for place in cover(0, row["size"])])
@@ -200,7 +200,7 @@ async def restore_an_older_state(t: Trail) -> None:
 async def make_a_key_of_ones_own(t: Trail) -> None:
     """The log signed by another key: the old one is gone, so are its checkpoints."""
     await t.superuser.execute("TRUNCATE audit_log_keys, audit_checkpoints")
-    async with t.db.session() as s:
+    async with t.db.everyone() as s:
         key = await log_key(s, t.settings)
         await s.commit()
     rows = await t.superuser.fetch("SELECT leaf_hash FROM audit_leaves ORDER BY index")

@@ -13,12 +13,14 @@ while read -r line; do
     POSTGRES_PASSWORD) postgres_password=$value ;;
     OWNER_PASSWORD) owner_password=$value ;;
     APP_PASSWORD) app_password=$value ;;
+    CALLER_PASSWORD) caller_password=$value ;;
     REDIS_PASSWORD) redis_password=$value ;;
   esac
 done
 
 cat >ainfera.secrets.env <<ENV
 DATABASE_URL=postgresql://ainfera_app:${app_password:?}@postgres/ainfera
+CALLER_DATABASE_URL=postgresql://ainfera_caller:${caller_password:?}@postgres/ainfera
 REDIS_URL=redis://:${redis_password:?}@valkey:6379/0
 AINFERA_MASTER_KEY=${master_key:?}
 AINFERA_INTERNAL_KEY=${internal_key:?}
@@ -30,5 +32,6 @@ cat >stores.secrets.env <<ENV
 POSTGRES_PASSWORD=${postgres_password:?}
 OWNER_PASSWORD=${owner_password}
 APP_PASSWORD=${app_password}
+CALLER_PASSWORD=${caller_password}
 REDIS_PASSWORD=${redis_password}
 ENV
