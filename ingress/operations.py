@@ -19,6 +19,7 @@ from sqlalchemy import text
 from ingress.auth import require_internal
 from ingress.dead_letters import read_counts
 from ingress.deps import Deps, everyone, get_deps
+from ingress.killswitches import read_spending
 from shared.errors import NotFound, Overloaded, Unavailable
 from shared.fleet import (
     COUNTERS_KEY,
@@ -116,6 +117,7 @@ async def metrics(request: Request) -> Response:
     deps = get_deps(request)
     await _read_books(deps)
     await read_counts(deps)
+    await read_spending(deps)
     totals = await _read_fleet(deps)
     shown = generate_latest() + generate_latest(FleetTotals(totals))
     return Response(shown, media_type=CONTENT_TYPE_LATEST)

@@ -103,6 +103,18 @@ KILLSWITCH_ENGAGED = Gauge(
     "ainfera_cost_killswitch_engaged",
     "Scopes (a tenant, or all of them) whose new calls are stopped.",
 )
+KILLSWITCH_SPENT = Gauge(
+    "ainfera_cost_killswitch_spent_usd",
+    "What all tenants have spent in the killswitch's window, held money included; NaN: unwatched.",
+)
+KILLSWITCH_THRESHOLD = Gauge(
+    "ainfera_cost_killswitch_threshold_usd",
+    "What they may spend in it; +Inf where no threshold is set.",
+)
+KILLSWITCH_CLOSEST_TENANT = Gauge(
+    "ainfera_cost_killswitch_closest_tenant_ratio",
+    "The largest share of its own threshold that any tenant has spent.",
+)
 STREAM_RESUMES = Counter(
     "ainfera_stream_resumes_total",
     "Readers of an inference's events beside its caller.",

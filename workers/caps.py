@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from shared.domain.ledger import Caps, DrainProof, Wallet, drain_proof
+from shared.domain.ledger import ZERO, Caps, DrainProof, Wallet, drain_proof
 from shared.operators import record_act
 
 _SET = text(
@@ -30,17 +30,24 @@ class TenantCap:
     agents: int
     proof: DrainProof
 
+    @property
+    def available(self) -> Decimal | None:
+        return None if self.cap is None else max(self.cap - self.settled - self.held, ZERO)
+
     def as_json(self) -> dict[str, Any]:
-        available = None if self.cap is None else max(self.cap - self.settled - self.held, 0)
         return {
-            "daily_cap_usd": None if self.cap is None else f"{self.cap:f}",
-            "before_usd": None if self.before is None else f"{self.before:f}",
-            "settled_usd": f"{self.settled:f}",
-            "held_usd": f"{self.held:f}",
-            "available_usd": None if available is None else f"{available:f}",
+            "daily_cap_usd": _text(self.cap),
+            "before_usd": _text(self.before),
+            "settled_usd": _text(self.settled),
+            "held_usd": _text(self.held),
+            "available_usd": _text(self.available),
             "agents": self.agents,
             "drain_proof_status": self.proof.value,
         }
+
+
+def _text(amount: Decimal | None) -> str | None:
+    return None if amount is None else f"{amount:.9f}"
 
 
 async def set_tenant_cap(

@@ -35,6 +35,7 @@ from workers.inference import run_inference
 from workers.kept import drive_kept_calls, forget_kept_calls
 from workers.ledger import Ledger
 from workers.providers import build_providers, open_transport
+from workers.spending import SpendWatch
 from workers.sweep import BooksDeps, expire_grants, release_expired_holds, sign_checkpoint
 
 log = logging.getLogger(__name__)
@@ -135,6 +136,8 @@ def books_worker(settings: Settings) -> FleetWorker:
         await ledger.start()
         redis = ctx["redis"]
         http = ctx["http"] = httpx.AsyncClient(timeout=EXPORT_TIMEOUT_S)
+        watch = ctx["spending"] = SpendWatch(db, redis, settings)
+        watch.start()
         ctx["deps"] = BooksDeps(
             settings=settings,
             db=db,
@@ -147,6 +150,7 @@ def books_worker(settings: Settings) -> FleetWorker:
 
     async def shutdown(ctx: dict[str, Any]) -> None:
         await ctx["http"].aclose()
+        await ctx["spending"].aclose()
         await ctx["deps"].ledger.aclose()
         await ctx["deps"].db.aclose()
 

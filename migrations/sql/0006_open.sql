@@ -42,7 +42,9 @@ DECLARE
   helds   numeric[] := '{}';
   drafts  audit_draft[] := '{}';
 BEGIN
-  PERFORM commit_durably();
+  IF current_setting('synchronous_commit') = 'off' THEN
+    PERFORM commit_durably();
+  END IF;
   SELECT array_agg(l.tenant_id) INTO capped
     FROM (SELECT w.tenant_id FROM accounts w
            WHERE w.agent_id = ANY (array(

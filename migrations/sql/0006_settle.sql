@@ -34,7 +34,9 @@ DECLARE
   done      bigint[] := '{}';
   drafts    audit_draft[];
 BEGIN
-  PERFORM commit_durably();
+  IF current_setting('synchronous_commit') = 'off' THEN
+    PERFORM commit_durably();
+  END IF;
   PERFORM 1 FROM accounts w
     WHERE w.agent_id = ANY (array(SELECT (i ->> 'agent_id')::uuid FROM jsonb_array_elements(batch) i))
     ORDER BY w.id FOR UPDATE;

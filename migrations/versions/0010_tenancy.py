@@ -6,7 +6,7 @@ What the ingress does for a caller runs as a role of its own, which sees the row
 from migrations.scripts import run
 
 revision = "0010"
-down_revision = "0007"
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 

@@ -26,7 +26,8 @@ from shared.db import APP_ROLE, Connection, Database, connect, driver_dsn, owner
 from shared.dead_letters import DeadLetterRow
 from shared.domain.ledger import PROVIDER_COST_ACCOUNT, AccountKind
 from shared.kept import KeptCallRow
-from shared.killswitch import KillswitchRow
+from shared.killswitch import KillswitchCallRow, KillswitchRow, KillswitchThresholdRow
+from shared.master_key import MasterKeyProofRow
 from shared.models import METADATA, AccountRow, LedgerEntryRow
 from shared.operators import OperatorEventRow
 from tests.workers.ledger_cases import call, ending, hold, new_agent
@@ -40,7 +41,10 @@ ELSEWHERE = (
     CallAttributionRow,
     DeadLetterRow,
     KeptCallRow,
+    KillswitchCallRow,
     KillswitchRow,
+    KillswitchThresholdRow,
+    MasterKeyProofRow,
     OperatorEventRow,
 )
 SEAL_BROKEN = asyncpg.RestrictViolationError
