@@ -84,6 +84,8 @@ FOR_EVERYONE = {
     "ingress/deps.py everyone",  # the one door of the ingress
     "ingress/discovery.py jwks",  # public keys
     "ingress/keeping.py _known",  # one query for the calls of many tenants, each with its own
+    "ingress/killswitches.py closing_statement",  # operators
+    "ingress/killswitches.py list_engagements",  # operators
     "ingress/operations.py _note_act",  # operators
     "ingress/killswitches.py closing_statement",  # operators
     "ingress/killswitches.py list_engagements",  # operators
@@ -92,6 +94,7 @@ FOR_EVERYONE = {
     "shared/closing_statement.py _page",  # operators
     "ingress/wallets.py topup",  # money comes from an account of the system
     "shared/catalog.py open_catalog",  # models belong to nobody
+    "shared/closing_statement.py _page",  # operators
     "shared/kept.py states",  # one query for the calls of many tenants, each with its own
     "shared/kept.py take",  # workers
     "shared/killswitch.py _read",  # switches are looked up for all

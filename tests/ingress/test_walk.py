@@ -134,6 +134,7 @@ async def theirs(
             "inference_id": [*inferences, waiting["inference_id"], await queued(deps, agent)],
             "receipt_id": [call.receipt_id for call in calls],
             "job_id": inferences[:1],
+            "switch": inferences[:1],
         },
     )
 
@@ -150,6 +151,7 @@ async def ours(deps: Deps, database_url: str, sign_up: SignUp) -> Tenant:
             "inference_id": [call.inference_id],
             "receipt_id": [call.receipt_id],
             "job_id": [call.inference_id],
+            "switch": [call.inference_id],
             "model_id": ["gpt-5.5"],
         },
     )

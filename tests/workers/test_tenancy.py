@@ -80,6 +80,13 @@ async def populated(connection: Connection, kept: KeptCalls) -> Agent:
         UUID(agent.tenant_id),
         UUID(agent.agent_id),
     )
+    await connection.execute(
+        """WITH switch AS (INSERT INTO killswitches (scope, engaged_by)
+                           VALUES ($1::text, 'test') RETURNING id)
+           INSERT INTO killswitch_calls SELECT id, $2, $1::uuid, 1 FROM switch""",
+        agent.tenant_id,
+        uuid4(),
+    )
     await connection.execute("INSERT INTO audit_logged VALUES ($1, 0)", UUID(agent.agent_id))
     return agent
 
