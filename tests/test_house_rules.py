@@ -87,14 +87,11 @@ FOR_EVERYONE = {
     "ingress/killswitches.py closing_statement",  # operators
     "ingress/killswitches.py list_engagements",  # operators
     "ingress/operations.py _note_act",  # operators
-    "ingress/killswitches.py closing_statement",  # operators
-    "ingress/killswitches.py list_engagements",  # operators
     "ingress/last_use.py flush",  # one statement for the keys of many tenants
     "ingress/measures.py _ask_postgres",  # operators
     "shared/closing_statement.py _page",  # operators
     "ingress/wallets.py topup",  # money comes from an account of the system
     "shared/catalog.py open_catalog",  # models belong to nobody
-    "shared/closing_statement.py _page",  # operators
     "shared/kept.py states",  # one query for the calls of many tenants, each with its own
     "shared/kept.py take",  # workers
     "shared/killswitch.py _read",  # switches are looked up for all

@@ -51,9 +51,12 @@ GRANT UPDATE ON audit_heads, kept_calls TO ainfera_caller;
 GRANT UPDATE (per_call_cap_usd, daily_cap_usd) ON agents TO ainfera_caller;
 GRANT DELETE ON kept_calls TO ainfera_caller;
 GRANT INSERT, UPDATE ON api_keys TO ainfera_caller;
-GRANT INSERT ON operator_events TO ainfera_caller;
--- Who sets caps locks the wallet, and locking takes a right to change; there is nothing to change.
-GRANT UPDATE (id) ON accounts TO ainfera_caller;
+GRANT INSERT, SELECT (id) ON operator_events TO ainfera_caller;
+-- Who sets caps locks the wallet, who makes a key the tenant, and locking takes a right to change;
+-- there is nothing to change.
+GRANT UPDATE (id) ON accounts, tenants TO ainfera_caller;
+CREATE POLICY only_locked ON tenants AS RESTRICTIVE FOR UPDATE TO ainfera_caller
+  USING (true) WITH CHECK (false);
 CREATE POLICY only_locked ON accounts AS RESTRICTIVE FOR UPDATE TO ainfera_caller
   USING (true) WITH CHECK (false);
 CREATE POLICY born_empty ON accounts AS RESTRICTIVE FOR INSERT TO ainfera_caller

@@ -77,7 +77,8 @@ def bare_app(settings: Settings, **stores: Any) -> httpx.AsyncClient:
     app.add_exception_handler(AinferaError, render)
     app.add_middleware(RequestContext)
     untouchable = Untouchable()
-    names = {each.name for each in fields(Deps)} - {"settings", "providers"}
+    untouched = {"settings", "providers", "drain", "counted"}
+    names = {each.name for each in fields(Deps)} - untouched
     app.state.deps = Deps(
         settings=settings, **{name: stores.get(name, untouchable) for name in names}
     )

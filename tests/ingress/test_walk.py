@@ -50,6 +50,8 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/agents/register"): {"tenant_id": "{tenant_id}", "name": "mine"},
     ("PATCH", "/v1/agents/{agent_id}/spend-policy"): {"daily_cap_usd": "1"},
     ("POST", "/v1/wallets/topup"): {"agent_id": "{agent_id}", "amount_usd": "1"},
+    ("POST", "/v1/keys"): {"agent_id": "{agent_id}", "scopes": ["read"]},
+    ("POST", "/v1/keys/{key_id}/rotate"): {"overlap_seconds": 60},
     ("POST", "/internal/drain"): {"worker": "all"},
     ("POST", "/internal/resume"): {"worker": "all"},
 }
@@ -117,6 +119,12 @@ async def kept(client: httpx.AsyncClient, agent: dict[str, Any]) -> dict[str, An
     return found
 
 
+async def made_key(client: httpx.AsyncClient, agent: dict[str, Any]) -> str:
+    made = await client.post("/v1/keys", json={"scopes": ["read"]}, headers=agent["auth"])
+    assert made.status_code == 201, made.text
+    return str(made.json()["id"])
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def theirs(
     client: httpx.AsyncClient, deps: Deps, database_url: str, sign_up: SignUp
@@ -135,12 +143,13 @@ async def theirs(
             "receipt_id": [call.receipt_id for call in calls],
             "job_id": inferences[:1],
             "switch": inferences[:1],
+            "key_id": [await made_key(client, agent)],
         },
     )
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def ours(deps: Deps, database_url: str, sign_up: SignUp) -> Tenant:
+async def ours(client: httpx.AsyncClient, deps: Deps, database_url: str, sign_up: SignUp) -> Tenant:
     agent = await sign_up(agent_handle="our-own")
     call = await leave_call(database_url, deps, agent)
     return Tenant(
@@ -152,6 +161,7 @@ async def ours(deps: Deps, database_url: str, sign_up: SignUp) -> Tenant:
             "receipt_id": [call.receipt_id],
             "job_id": [call.inference_id],
             "switch": [call.inference_id],
+            "key_id": [await made_key(client, agent)],
             "model_id": ["gpt-5.5"],
         },
     )

@@ -64,9 +64,11 @@ async def test_a_job_that_comes_back_has_its_age(redis: Redis, redis_url: str) -
 def a_call(age_s: float, accepted_at: float, background: bool = False) -> Any:
     return SimpleNamespace(
         age_s=age_s,
+        attempt=1,
+        late=False,
         claimed_at=1000.0,
         tenant_id=str(uuid4()),
-        envelope=SimpleNamespace(accepted_at=accepted_at),
+        envelope=SimpleNamespace(accepted_at=accepted_at, kept=background),
         request=SimpleNamespace(background=background),
     )
 

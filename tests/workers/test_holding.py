@@ -74,6 +74,8 @@ async def answered(
             receipt_id="r",
             agent_id="a",
             attempt=1,
+            claimed_at=0.0,
+            age_s=0.0,
             answer=answer,
             request=request,
             envelope=envelope,
