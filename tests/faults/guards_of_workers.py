@@ -201,10 +201,21 @@ GUARDS = (
         FULL_TESTS,
     ),
     Guard(
-        "a full store gives out what waits",
+        "a full store notes an order to stop",
         LANES,
-        (("CLAIM = (\n    WHEN_FULL\n    + _NOW", "CLAIM = (\n    _NOW"),),
+        (("STOP = (\n    WHEN_FULL\n    + _NOW", "STOP = (\n    _NOW"),),
         FULL_TESTS,
+    ),
+    Guard(
+        "cron goes by the store's clock",
+        FLEET,
+        (
+            (
+                "datetime.fromtimestamp(seconds + us / 1_000_000, self.timezone)",
+                "datetime.now(self.timezone)",
+            ),
+        ),
+        ("tests/workers/test_fleet_cron.py", "-k", "stores_clock"),
     ),
     Guard(
         "a tenant has no more than its share of a worker",
@@ -272,8 +283,8 @@ GUARDS = (
     Guard(
         "a kept call is claimed in the database too",
         STORY,
-        (("not await take_kept(call, deps):", "await take_kept(call, deps) is None:"),),
-        ("tests/e2e/test_kept_faults.py", "-k", "cancelled_while_no_worker or dies_in_the_middle"),
+        (("if envelope.kept and not await take_kept(call, deps):", "if not envelope:"),),
+        ("tests/e2e/test_kept_faults.py", "-k", "forgets_a_call_that_runs"),
     ),
     Guard(
         "an order that came before its call is kept",
