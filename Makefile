@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TOOLS := $(VENV)/tools
 TESTS ?=
+JOBS ?= 3
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -18,8 +19,8 @@ help: ## show this page
 up: $(READY) ## run the whole fleet here: PORT=8080, INFERENCE_WORKERS=1, FLEET_HOME=.fleet
 	@$(BIN)/fleet up
 
-test: $(READY) ## run the tests on servers of their own: TESTS="tests/domain -k ledger"
-	@$(BIN)/python -m pytest $(TESTS)
+test: $(READY) ## run the tests, JOBS=3 at a time, on servers of their own: TESTS="tests/domain -k ledger"
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup $(TESTS)
 
 check: $(READY) ## lint, formatting, types, house rules
 	@$(BIN)/ruff check .

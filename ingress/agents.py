@@ -2,7 +2,7 @@
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -29,7 +29,8 @@ from ingress.auth import (
 from ingress.cards import card_payload
 from ingress.deps import get_deps, session
 from ingress.openapi import HANDLE_TAKEN, SIGNUP
-from ingress.wire import DailyCap, Handle, PerCallCap, Text, cap, moment, usd
+from ingress.spend_policies import prove_caps, spend_policy
+from ingress.wire import DailyCap, Handle, PerCallCap, Text, moment, usd
 from shared.config import Settings
 from shared.domain.audit import AuditDraft, EventType, draft
 from shared.domain.ledger import GRANTS_ACCOUNT, TransferKind
@@ -311,13 +312,6 @@ def agent_view(agent: AgentRow) -> dict[str, Any]:
     }
 
 
-def spend_policy(agent: AgentRow) -> dict[str, str | None]:
-    return {
-        "per_call_cap_usd": cap(agent.per_call_cap_usd),
-        "daily_cap_usd": cap(agent.daily_cap_usd),
-    }
-
-
 @router.patch("/v1/agents/{agent_id}/spend-policy")
 async def change_spend_policy(
     agent_id: str,
@@ -325,7 +319,10 @@ async def change_spend_policy(
     request: Request,
     caller: Annotated[Caller, Depends(current_caller)],
 ) -> dict[str, Any]:
-    """Set or lift caps; they hold for the next call, because holds read them in the database."""
+    """Set or lift caps. They hold for the next hold and the next extension of one.
+
+    The answer proves them: under the lock of the wallet, so that what is in flight is known.
+    """
     refuse_bound(caller)
     async with session(get_deps(request).db, caller.tenant) as s:
         agent = await own_agent(s, agent_id, caller, lock=True)
@@ -334,14 +331,16 @@ async def change_spend_policy(
             setattr(agent, name, getattr(body, name))
         after = spend_policy(agent)
         await s.flush()
+        proof = await prove_caps(s, agent)
         event = draft(
-            EventType.SPEND_POLICY_CHANGED, str(agent.id), {"before": before, "after": after}
+            EventType.SPEND_POLICY_CHANGED,
+            str(agent.id),
+            {"before": before, "after": after, "drain_proof_status": proof["status"]},
         )
         await append_audit(s, agent, [event])
         await s.commit()
-    return {"spend_policy": after, "drain_proof_status": drain_proof_status(after)}
-
-
-def drain_proof_status(policy: Mapping[str, str | None]) -> str:
-    """`protected` once any cap is set: the agent cannot be made to spend all it has."""
-    return "protected" if any(policy.values()) else "unprotected"
+    return {
+        "spend_policy": after,
+        "drain_proof_status": proof["status"],
+        "drain_proof": proof["figures"],
+    }

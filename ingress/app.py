@@ -12,13 +12,19 @@ from starlette.responses import Response
 
 from ingress import (
     agents,
+    annex_iv,
+    attributions,
+    audit,
     dead_letters,
     discovery,
     events,
     inference,
     inferences,
+    killswitches,
+    ledger,
     operations,
     reads,
+    usage,
     wallets,
 )
 from ingress.answers import failure_response
@@ -53,8 +59,9 @@ DIALECT_OF_PATH = {
 # What no provider call may take is not slow but lost.
 LOST_AFTER_S = 30.0
 ROUTERS = (
-    *(inference, inferences, events, discovery, agents, wallets, reads),
-    *(operations, dead_letters),
+    *(inference, inferences, events, discovery, agents, wallets, ledger, usage),
+    *(attributions, reads, audit, annex_iv),
+    *(operations, dead_letters, killswitches),
 )
 
 

@@ -13,11 +13,13 @@ from ingress.auth import current_caller, parse_id
 from ingress.deps import Deps, get_deps, session
 from ingress.openapi import KEY_OPTIONAL
 from ingress.wire import moment
+from shared.audit_log import verifier_key
 from shared.catalog import Shape, model_listing, provider_listing, provider_names
 from shared.config import VERSION, Settings, active_providers
 from shared.domain.inference import ROUTING_TARGET, canonical_target
 from shared.errors import NotFound
 from shared.keys import public_jwk
+from shared.log_key import public_pem as log_key_pem
 from shared.models import AgentRow
 
 router = APIRouter()
@@ -104,13 +106,17 @@ def _interface(url: str, binding: str) -> dict[str, str]:
 
 @router.get("/.well-known/jwks.json")
 async def jwks(request: Request, agent_id: str | None = None) -> dict[str, Any]:
-    """The public keys that cards are signed with: one agent's, else the newest ones."""
+    """The public keys that are signed with: one agent's for its cards, else the audit log's and
+    the newest agents'."""
     query = select(col(AgentRow.public_key_pem)).order_by(col(AgentRow.id).desc()).limit(MOST_KEYS)
     if agent_id is not None:
         wanted: UUID = parse_id(agent_id)
         query = query.where(col(AgentRow.id) == wanted)
     async with session(get_deps(request).db) as s:
-        found = (await s.scalars(query)).all()
+        found = list(await s.scalars(query))
+        log_key = await verifier_key(s) if agent_id is None else None
+    if log_key is not None:
+        found.insert(0, log_key_pem(log_key))
     return {"keys": [public_jwk(public_pem) for public_pem in found]}
 
 
@@ -141,7 +147,7 @@ a model from the list and it is that one. The key goes into `Authorization: Bear
 ## Trust
 
 - [Audit]({base_url}/v1/audit/public): the newest events of all agents, without their content
-- [Keys]({base_url}/.well-known/jwks.json): what agent cards are signed with
+- [Keys]({base_url}/.well-known/jwks.json): what agent cards and checkpoints are signed with
 - [API reference]({base_url}/docs): every endpoint
 """
     )

@@ -19,6 +19,7 @@ from ingress.auth import Caller, authenticate
 from ingress.deps import Deps, get_deps
 from ingress.kept import answer_kept, idempotency_key
 from ingress.opening import enqueue, first_word
+from shared.attribution import attribution_of
 from shared.domain.dialects import DIALECTS
 from shared.domain.estimate import estimate_input_tokens
 from shared.domain.inference import Dialect, InferenceRequest, InvalidRequest
@@ -217,4 +218,5 @@ def seal(
         headers=passed_on,
         model=model,
         body=body,
+        attribution=attribution_of(headers),
     )

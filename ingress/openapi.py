@@ -12,6 +12,7 @@ from fastapi.openapi.models import APIKey, APIKeyIn, HTTPBearer
 from fastapi.security.base import SecurityBase
 
 from ingress import openapi_schemas as schemas
+from ingress import openapi_views as views
 from shared.domain.dialects import DIALECTS
 from shared.domain.inference import Dialect
 from shared.errors import (
@@ -182,6 +183,20 @@ HANDLE_TAKEN: Extra = {"responses": failures((HandleTaken,), Dialect.NATIVE)}
 SIGNUP: Extra = {**INTERNAL_KEY_OPTIONAL, **HANDLE_TAKEN}
 
 
+def view(schema: str, *, csv: bool = False, of_one: bool = False) -> Extra:
+    """`openapi_extra` of figures that are read; `of_one` names an agent, which may be unknown."""
+    content: Extra = {"application/json": {"schema": schemas.ref(schema)}}
+    if csv:
+        content["text/csv"] = {"schema": {"type": "string"}}
+    refusals = (InvalidBody, *((NotFound,) if of_one else ()), Overloaded)
+    return {
+        "responses": {
+            "200": {"description": "The figures.", "content": content},
+            **failures(refusals, Dialect.NATIVE),
+        }
+    }
+
+
 def describe(app: FastAPI) -> None:
     """Have the app's document completed when it is first asked for; it is kept then."""
     generate = app.openapi
@@ -199,7 +214,7 @@ def _complete(document: dict[str, Any]) -> None:
     components = document["components"]
     for unused in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(unused, None)
-    components["schemas"] |= schemas.COMPONENTS
+    components["schemas"] |= schemas.COMPONENTS | views.COMPONENTS
     components["securitySchemes"]["internalKey"] = _INTERNAL_KEY
     native = schemas.ERROR_OF_DIALECT[Dialect.NATIVE]
     for operations in document["paths"].values():

@@ -19,6 +19,7 @@ from sqlalchemy import text
 from ingress.auth import require_internal
 from ingress.dead_letters import read_counts
 from ingress.deps import Deps, get_deps, session
+from ingress.killswitches import read_spending
 from shared.errors import NotFound, Overloaded, Unavailable
 from shared.fleet import (
     COUNTERS_KEY,
@@ -33,6 +34,8 @@ from shared.fleet import (
 from shared.metrics import (
     AUDIT_CHAIN_FRESHNESS,
     AUDIT_CHAIN_HEIGHT,
+    AUDIT_CHECKPOINT_AGE,
+    AUDIT_LOG_SIZE,
     DISPATCH_WITHOUT_CAPTURE,
     HOLDS_OUTSTANDING,
     JOBS_IN_FLIGHT,
@@ -62,6 +65,9 @@ _BOOKS = text(
     """
 SELECT (SELECT coalesce(sum(seq), 0) FROM audit_heads)::float8 AS height,
        (SELECT extract(epoch FROM now() - max(created_at)) FROM audit_events)::float8 AS age,
+       (SELECT coalesce(max(size), 0) FROM audit_checkpoints)::float8 AS logged,
+       (SELECT extract(epoch FROM now() - created_at) FROM audit_checkpoints
+         ORDER BY size DESC LIMIT 1)::float8 AS checkpoint_age,
        (SELECT count(*) FROM inferences WHERE state = 'held') AS holds,
        count(*) FILTER (WHERE i.routed AND i.state NOT IN ('held', 'dead')
                           AND o.inference_id IS NULL) AS uncaptured,
@@ -111,6 +117,7 @@ async def metrics(request: Request) -> Response:
     deps = get_deps(request)
     await _read_books(deps)
     await read_counts(deps)
+    await read_spending(deps)
     totals = await _read_fleet(deps)
     shown = generate_latest() + generate_latest(FleetTotals(totals))
     return Response(shown, media_type=CONTENT_TYPE_LATEST)
@@ -121,12 +128,14 @@ async def _read_books(deps: Deps) -> None:
     try:
         async with session(deps.db) as s:
             books = (await s.execute(_BOOKS, {"since": since})).one()
-        read = (books.height, books.age, books.holds, books.uncaptured, books.overcaptured)
+        read = tuple(books)
     except Overloaded:
-        read = (AWAY,) * 5
+        read = (AWAY,) * 7
     gauges = (
         AUDIT_CHAIN_HEIGHT,
         AUDIT_CHAIN_FRESHNESS,
+        AUDIT_LOG_SIZE,
+        AUDIT_CHECKPOINT_AGE,
         HOLDS_OUTSTANDING,
         DISPATCH_WITHOUT_CAPTURE,
         PASSTHROUGH_CAPTURED,

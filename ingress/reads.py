@@ -1,155 +1,34 @@
-"""What calls left behind: audit chains, receipts, and the receipts of decisions."""
+"""What calls left behind: receipts, and the receipts of decisions."""
 
-import json
-from collections.abc import Sequence
 from typing import Annotated, Any
-from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Request
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncSession
+from fastapi import APIRouter, Depends, Request
+from sqlalchemy import select, text
 from sqlmodel import col
 
-from ingress.auth import Caller, current_caller, not_found, own_agent, parse_id
+from ingress.auth import Caller, current_caller, not_found, parse_id
 from ingress.deps import Deps, get_deps, session
 from ingress.wire import moment, usd
 from shared.catalog import catalog_snapshot
-from shared.domain import audit, capture
-from shared.models import (
-    AgentRow,
-    AuditEventRow,
-    AuditHeadRow,
-    ReceiptRow,
-    RoutingOutcomeRow,
-    TenantRow,
-)
+from shared.domain import capture
+from shared.models import ReceiptRow, RoutingOutcomeRow
 
 router = APIRouter()
 
-MOST_EVENTS = 500
-VERIFIED_AT_ONCE = 500
 UNDOCUMENTED: dict[str, Any] = {"floor_source": None, "outcomes": []}
 
-# more than this many events is no page any more; it is cut to it
-Limit = Annotated[int, Query(ge=1)]
+# The event is of the receipt's own transaction, so it is among the first from its moment on.
+_WITNESS = text(
+    """
+SELECT seq FROM audit_events
+ WHERE created_at >= :since AND created_at < cast(:since AS timestamptz) + interval '1 minute'
+   AND agent_id = :agent_id AND event_type = 'receipt.created'
+   AND payload::jsonb ->> 'receipt_id' = :receipt_id
+ ORDER BY created_at LIMIT 1
+"""
+)
+
 Mine = Annotated[Caller, Depends(current_caller)]
-
-
-@router.get("/v1/audit/public")
-async def public_audit(request: Request, limit: Limit = 50) -> dict[str, Any]:
-    """The newest events of all agents; no ids, no amounts, no payloads."""
-    query = (
-        select(AuditEventRow, AgentRow, TenantRow)
-        .join(AgentRow, col(AgentRow.id) == col(AuditEventRow.agent_id))
-        .join(TenantRow, col(TenantRow.id) == col(AuditEventRow.tenant_id))
-        .order_by(col(AuditEventRow.created_at).desc(), col(AuditEventRow.seq).desc())
-        .limit(min(limit, MOST_EVENTS))
-    )
-    async with session(get_deps(request).db) as s:
-        found = (await s.execute(query)).all()
-    return {
-        "events": [
-            {
-                "seq": event.seq,
-                "event_type": event.event_type,
-                "owner_handle": tenant.owner_handle,
-                "agent_name": agent.name,
-                "canonical_uri": agent.canonical_uri,
-                "event_hash": event.event_hash,
-                "created_at": moment(event.created_at),
-            }
-            for event, agent, tenant in found
-        ]
-    }
-
-
-@router.get("/v1/audit/{agent_id}")
-async def read_audit(
-    agent_id: str,
-    request: Request,
-    caller: Mine,
-    since_seq: Annotated[int, Query(ge=0, le=2**62)] = 0,
-    limit: Limit = 100,
-) -> dict[str, Any]:
-    """The agent's events after `since_seq`, oldest first, at most 500 of them."""
-    async with session(get_deps(request).db, caller.tenant) as s:
-        agent = await own_agent(s, agent_id, caller)
-        events = await events_after(s, agent.id, since_seq, min(limit, MOST_EVENTS))
-    return {"agent_id": str(agent.id), "events": [_event(event) for event in events]}
-
-
-async def events_after(
-    s: AsyncSession, agent_id: UUID, seq: int, limit: int
-) -> Sequence[AuditEventRow]:
-    """Up to `limit` events of one chain, in its order, from the one behind `seq` on."""
-    query = (
-        select(AuditEventRow)
-        .where(col(AuditEventRow.agent_id) == agent_id, col(AuditEventRow.seq) > seq)
-        .order_by(col(AuditEventRow.seq))
-        .limit(limit)
-    )
-    return (await s.scalars(query)).all()
-
-
-def _event(event: AuditEventRow) -> dict[str, Any]:
-    return {
-        "id": str(event.id),
-        "agent_id": str(event.agent_id),
-        "seq": event.seq,
-        "event_type": event.event_type,
-        "payload": json.loads(event.payload),
-        "previous_hash": event.previous_hash,
-        "event_hash": event.event_hash,
-        "created_at": moment(event.created_at),
-    }
-
-
-@router.get("/v1/audit/{agent_id}/verify")
-async def verify_audit(agent_id: str, request: Request) -> dict[str, Any]:
-    """Whether the whole chain holds together and ends where it must. Open to everybody."""
-    wanted = parse_id(agent_id)
-    async with session(get_deps(request).db) as s:
-        if await s.get(AgentRow, wanted) is None:
-            not_found()
-        found = await verify(s, wanted)
-    return {
-        "agent_id": str(wanted),
-        "event_count": found.event_count,
-        "valid": found.valid,
-        "failure_seq": found.failure_seq,
-        "failure_reason": found.failure_reason,
-    }
-
-
-async def verify(s: AsyncSession, agent_id: UUID) -> audit.Verification:
-    """Check a chain page by page, then that it reaches the head that was noted before."""
-    head = await s.get(AuditHeadRow, agent_id)
-    last: audit.AuditEvent | None = None
-    passed_head = head is None or head.seq == 0
-    while page := await events_after(s, agent_id, last.seq if last else 0, VERIFIED_AT_ONCE):
-        events = [_chained(row) for row in page]
-        found = audit.verify_chain(events, after=last)
-        if not found.valid:
-            return found
-        for event in events:
-            if head is not None and event.seq == head.seq:
-                passed_head = event.event_hash == head.hash
-        last = events[-1]
-    count = last.seq if last else 0
-    if not passed_head:
-        return audit.Verification(count, False, count + 1, "the chain does not reach its head")
-    return audit.Verification(count, True)
-
-
-def _chained(row: AuditEventRow) -> audit.AuditEvent:
-    return audit.AuditEvent(
-        agent_id=str(row.agent_id),
-        seq=row.seq,
-        event_type=row.event_type,
-        payload=row.payload,
-        previous_hash=row.previous_hash,
-        event_hash=row.event_hash,
-    )
 
 
 @router.get("/v1/receipts/{receipt_id}")
@@ -162,10 +41,18 @@ async def read_receipt(receipt_id: str, request: Request, caller: Mine) -> dict[
     )
     async with session(deps.db, caller.tenant) as s:
         receipt = (await s.scalars(query)).one_or_none()
-    if receipt is None:
-        not_found()
-    caller.may_see(receipt.agent_id)
-    return _receipt(receipt, deps)
+        if receipt is None:
+            not_found()
+        caller.may_see(receipt.agent_id)
+        about = {"agent_id": receipt.agent_id, "receipt_id": str(receipt.receipt_id)}
+        seq = await s.scalar(_WITNESS, {"since": receipt.created_at, **about})
+    return _receipt(receipt, deps) | _witnessed(receipt, seq, deps)
+
+
+def _witnessed(receipt: ReceiptRow, seq: int | None, deps: Deps) -> dict[str, Any]:
+    """The event that witnessed the receipt, and where the proof is that it is in the audit log."""
+    proof = f"{deps.settings.base_url}/v1/audit/{receipt.agent_id}/proof?seq={seq}"
+    return {"audit_seq": seq, "proof_url": proof if seq is not None else None}
 
 
 def _receipt(receipt: ReceiptRow, deps: Deps) -> dict[str, Any]:
@@ -183,7 +70,19 @@ def _receipt(receipt: ReceiptRow, deps: Deps) -> dict[str, Any]:
         "model_used": receipt.model_used,
         "provider": receipt.provider,
         "simulated": receipt.simulated,
+        "billing": _billing(receipt),
         "created_at": moment(receipt.created_at),
+    }
+
+
+def _billing(receipt: ReceiptRow) -> dict[str, Any] | None:
+    """By which rule it cost that much, see docs/billing.md; None before receipts said so."""
+    if receipt.billing_rule is None:
+        return None
+    return {
+        "rule": receipt.billing_rule,
+        "basis": receipt.billing_basis,
+        "outcome": receipt.outcome,
     }
 
 

@@ -1,10 +1,12 @@
-"""Wallets: what an agent has, what moved, and putting money in where that is allowed."""
+"""Wallets: what an agent has, and putting money in where that is allowed."""
 
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Annotated, Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from sqlalchemy import RowMapping, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -13,17 +15,18 @@ from sqlmodel import col
 from ingress.agents import append_audit
 from ingress.auth import Caller, current_caller, is_internal, not_found, own_agent, parse_id
 from ingress.deps import get_deps, session
-from ingress.openapi import INTERNAL_OR_OWN_KEY
-from ingress.wire import moment, usd
+from ingress.openapi import INTERNAL_OR_OWN_KEY, view
+from ingress.spreadsheet import Format, as_csv, wants_csv
+from ingress.wire import usd
 from shared.domain.audit import EventType, draft
 from shared.domain.ledger import TOPUPS_ACCOUNT, TransferKind, TransferOutcome
 from shared.errors import Forbidden, IdempotencyConflict
 from shared.ids import mint_id
-from shared.models import AccountRow, AgentRow, LedgerEntryRow
+from shared.models import AccountRow, AgentRow
 
 router = APIRouter()
 
-MOST_ENTRIES = 500
+MOST_WALLETS = 500
 LARGEST_TOPUP = 100_000
 TOPUP_PATH = "/v1/wallets/topup"
 
@@ -58,7 +61,7 @@ async def topup(
     async with session(get_deps(request).db, tenant) as s:
         agent = await _payee(s, body.agent_id, caller)
         transfer_id = _transfer_id(agent.tenant_id, idempotency_key)
-        moved = await _transfer(s, transfer_id, await _wallet(s, agent.id), body.amount_usd)
+        moved = await _transfer(s, transfer_id, await wallet_of(s, agent.id), body.amount_usd)
         if moved["result"] == TransferOutcome.EXISTS_WITH_DIFFERENT_AMOUNT:
             raise IdempotencyConflict("This Idempotency-Key was used for another top-up.")
         if moved["result"] == TransferOutcome.CREATED:
@@ -107,59 +110,66 @@ async def _transfer(
     return moved.mappings().one()
 
 
-async def _wallet(s: AsyncSession, agent_id: UUID) -> AccountRow:
+async def wallet_of(s: AsyncSession, agent_id: UUID) -> AccountRow:
     query = select(AccountRow).where(col(AccountRow.agent_id) == agent_id)
     return (await s.scalars(query)).one()
 
 
-@router.get("/v1/wallets/{agent_id}")
+@router.get("/v1/wallets", openapi_extra=view("Wallets", csv=True))
+async def list_wallets(
+    request: Request,
+    caller: Annotated[Caller, Depends(current_caller)],
+    limit: Annotated[int, Query(ge=1)] = 100,
+    before: UUID | None = None,
+    format: Format = None,
+) -> Any:
+    """The wallets of the tenant's agents, newest agent first, at most 500; `before` is an agent."""
+    most = min(limit, MOST_WALLETS)
+    query = (
+        select(AccountRow, AgentRow)
+        .join(AgentRow, col(AgentRow.id) == col(AccountRow.agent_id))
+        .where(col(AgentRow.tenant_id) == caller.tenant)
+        .order_by(col(AgentRow.id).desc())
+        .limit(most + 1)
+    )
+    if before is not None:
+        query = query.where(col(AgentRow.id) < before)
+    if caller.bound_to is not None:
+        query = query.where(col(AgentRow.id) == UUID(caller.bound_to))
+    async with session(get_deps(request).db, caller.tenant) as s:
+        rows = (await s.execute(query)).all()
+    page = [{**_purse(wallet), "name": agent.name} for wallet, agent in rows[:most]]
+    if wants_csv(request, format):
+        return _wallets_csv(page)
+    more = len(rows) > most
+    return {
+        "wallets": page,
+        "has_more": more,
+        "next_cursor": page[-1]["agent_id"] if more else None,
+    }
+
+
+def _wallets_csv(page: Sequence[Mapping[str, Any]]) -> Response:
+    header = ("agent_id", "name", "balance_usd", "available_usd", "held_usd")
+    rows = [(w["agent_id"], w["name"], *(Decimal(w[money]) for money in header[2:])) for w in page]
+    return as_csv("wallets", header, rows)
+
+
+@router.get("/v1/wallets/{agent_id}", openapi_extra=view("Wallet", of_one=True))
 async def read_wallet(
     agent_id: str, request: Request, caller: Annotated[Caller, Depends(current_caller)]
 ) -> dict[str, Any]:
     """What the agent has, what running calls hold of it, and what is free."""
     async with session(get_deps(request).db, caller.tenant) as s:
         agent = await own_agent(s, agent_id, caller)
-        wallet = await _wallet(s, agent.id)
+        wallet = await wallet_of(s, agent.id)
+    return _purse(wallet)
+
+
+def _purse(wallet: AccountRow) -> dict[str, Any]:
     return {
-        "agent_id": str(agent.id),
+        "agent_id": str(wallet.agent_id),
         "balance_usd": usd(wallet.balance),
         "available_usd": usd(wallet.balance - wallet.held),
         "held_usd": usd(wallet.held),
-    }
-
-
-@router.get("/v1/ledger/{agent_id}")
-async def read_ledger(
-    agent_id: str,
-    request: Request,
-    caller: Annotated[Caller, Depends(current_caller)],
-    limit: Annotated[int, Query(ge=1)] = 100,
-) -> dict[str, Any]:
-    """The wallet's entries, newest first, at most 500; money that left is negative."""
-    async with session(get_deps(request).db, caller.tenant) as s:
-        agent = await own_agent(s, agent_id, caller)
-        wallet = await _wallet(s, agent.id)
-        entries = await s.scalars(
-            select(LedgerEntryRow)
-            .where(col(LedgerEntryRow.account_id) == wallet.id)
-            .order_by(col(LedgerEntryRow.created_at).desc(), col(LedgerEntryRow.transfer_id).desc())
-            .limit(min(limit, MOST_ENTRIES))
-        )
-        return {
-            "agent_id": str(agent.id),
-            "balance_usd": usd(wallet.balance),
-            "entries": [_entry(entry, agent.id) for entry in entries],
-        }
-
-
-def _entry(entry: LedgerEntryRow, agent_id: UUID) -> dict[str, Any]:
-    return {
-        "id": str(entry.transfer_id),
-        "agent_id": str(agent_id),
-        "amount_usd": usd(entry.amount),
-        "balance_after_usd": None if entry.balance_after is None else usd(entry.balance_after),
-        "kind": entry.kind,
-        "memo": entry.memo,
-        "inference_id": None if entry.inference_id is None else str(entry.inference_id),
-        "created_at": moment(entry.created_at),
     }

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -125,6 +126,22 @@ class Settings(BaseSettings):
     )
     redrive_after_s: float = Field(10.0, gt=0, validation_alias="REDRIVE_AFTER_SECONDS")
     on_disconnect: Literal["cancel", "drain"] = Field("cancel", validation_alias="ON_DISCONNECT")
+
+    # the audit log's checkpoints
+    checkpoint_s: int = Field(5, ge=1, le=60, validation_alias="CHECKPOINT_SECONDS")
+    audit_export_dir: Path | None = Field(None, validation_alias="AUDIT_EXPORT_DIR")
+    audit_export_url: str = Field("", validation_alias="AUDIT_EXPORT_URL")
+    audit_export_token: SecretStr = Field(SecretStr(""), validation_alias="AUDIT_EXPORT_TOKEN")
+    # the killswitch engages by itself where more is spent in the window; None: never
+    killswitch_tenant_usd: Decimal | None = Field(
+        None, gt=0, decimal_places=9, max_digits=20, validation_alias="KILLSWITCH_TENANT_USD"
+    )
+    killswitch_system_usd: Decimal | None = Field(
+        None, gt=0, decimal_places=9, max_digits=20, validation_alias="KILLSWITCH_SYSTEM_USD"
+    )
+    killswitch_window_s: int = Field(
+        3600, ge=1, le=7 * 86_400, validation_alias="KILLSWITCH_WINDOW_SECONDS"
+    )
 
     # gates; their first value, where an operator can flip them later
     routing_preference_live: bool = Field(False, validation_alias="AINFERA_ROUTING_PREFERENCE_LIVE")

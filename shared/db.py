@@ -132,12 +132,15 @@ class Database:
         """A dedicated asyncpg connection in the application's role; the caller closes it."""
         return await connect(self._url, APP_ROLE, application_name)
 
-    async def extend_hold(self, inference_id: str, attempt: int, extra: Decimal) -> str:
-        """Enlarge a hold by `extra` USD; an `ExtendOutcome`."""
-        statement = text("SELECT extend_hold(cast(:id AS uuid), :attempt, :extra)")
-        bound = {"id": inference_id, "attempt": attempt, "extra": extra}
+    async def enlarge_hold(
+        self, inference_id: str, attempt: int, extra: Decimal, ttl_s: int
+    ) -> dict[str, Any]:
+        """Enlarge a hold by `extra` USD and lease it for `ttl_s` from now; an `ExtendOutcome`
+        as `result`, and the figures that it was decided by."""
+        statement = text("SELECT * FROM enlarge_hold(cast(:id AS uuid), :attempt, :extra, :ttl_s)")
+        bound = {"id": inference_id, "attempt": attempt, "extra": extra, "ttl_s": ttl_s}
         async with self._autocommit.connect() as connection:
-            return str(await connection.scalar(statement, bound))
+            return dict((await connection.execute(statement, bound)).mappings().one())
 
     async def run(self, statement: str, **bound: Any) -> Sequence[Row[Any]]:
         """The rows of one statement that is a transaction by itself: one round trip."""
@@ -153,7 +156,7 @@ class Database:
         connection = await self.connect_raw(f"{APPLICATION_NAME} bury_inferences")
         try:
             batch = orjson.dumps([item], default=_plain).decode()
-            query = "SELECT result FROM bury_inferences($1::jsonb)"
+            query = "SELECT b.result FROM commit_durably(), bury_inferences($1::jsonb) b"
             return str(await connection.fetchval(query, batch, timeout=CALL_TIMEOUT_S))
         finally:
             connection.terminate()

@@ -42,7 +42,7 @@ JobState = Literal["waiting", "deferred", "leased", "lease lost", "unknown"]
 
 # KEYS: workers, seen, drain, counters. ARGV: id, what it says, patience (us), then what it
 # counted since: names and amounts. Returns 1 if it is to drain.
-_BEAT = (
+BEAT = (
     WHEN_FULL
     + """
 local time = redis.call('TIME')
@@ -146,7 +146,7 @@ class Registry:
     def __init__(self, redis: Redis, worker_id: str) -> None:
         self._redis = redis
         self._worker_id = worker_id
-        self._beat: AsyncScript = redis.register_script(_BEAT)
+        self._beat: AsyncScript = redis.register_script(BEAT)
 
     async def beat(self, says: Mapping[str, Any], counted: Mapping[bytes, float]) -> bool:
         """Say that we are there, and add what was counted since; whether we are to drain."""

@@ -21,6 +21,7 @@ from sqlmodel import Field, SQLModel, col
 
 from shared.control import KILLSWITCH
 from shared.db import TRANSIENT, Database
+from shared.domain.spending import ALL
 from shared.errors import KillswitchEngaged
 from shared.metrics import KILLSWITCH_ENGAGED
 from shared.models import NEW_ID, moment, money
@@ -28,9 +29,16 @@ from shared.operators import record_act
 
 log = logging.getLogger(__name__)
 
-ALL = "all"
 READ_AGAIN_S = 0.5
 _ENGAGED = text("released_at IS NULL")
+_NOTE_CALLS = text(
+    """
+INSERT INTO killswitch_calls (killswitch_id, inference_id, tenant_id, held_usd)
+SELECT :switch, i.id, i.tenant_id, i.hold_usd FROM inferences i
+ WHERE i.state = 'held' AND (:scope = 'all' OR i.tenant_id::text = :scope)
+ON CONFLICT DO NOTHING
+"""
+)
 
 
 class KillswitchRow(SQLModel, table=True):
@@ -55,19 +63,56 @@ class KillswitchRow(SQLModel, table=True):
     released_by: str | None = Field(default=None, sa_type=Text)
 
 
+class KillswitchThresholdRow(SQLModel, table=True):
+    """What an operator allows a scope to spend in the window; None is no threshold for it."""
+
+    __tablename__ = "killswitch_thresholds"
+
+    scope: str = Field(primary_key=True, sa_type=Text)
+    threshold_usd: Decimal | None = money(optional=True)
+    set_at: datetime = moment()
+    set_by: str = Field(sa_type=Text)
+
+
+class KillswitchCallRow(SQLModel, table=True):
+    """A call that held money when a switch was engaged, or when it was released."""
+
+    __tablename__ = "killswitch_calls"
+
+    killswitch_id: UUID = Field(primary_key=True, foreign_key="killswitches.id")
+    inference_id: UUID = Field(primary_key=True)
+    tenant_id: UUID
+    held_usd: Decimal = money()
+
+
 async def engaged_switches(session: AsyncSession) -> list[KillswitchRow]:
     """What is engaged, oldest first."""
     query = select(KillswitchRow).where(col(KillswitchRow.released_at).is_(None))
     return list(await session.scalars(query.order_by(col(KillswitchRow.engaged_at))))
 
 
-async def engage(session: AsyncSession, scope: str, reason: str, actor: str) -> bool:
+async def engage(
+    session: AsyncSession,
+    scope: str,
+    reason: str,
+    actor: str,
+    *,
+    spent_usd: Decimal | None = None,
+    threshold_usd: Decimal | None = None,
+) -> bool:
     """Stop new calls of a scope; False if they are stopped already. The caller commits."""
-    values = {"scope": scope, "reason": reason, "engaged_by": actor}
+    values = {
+        "scope": scope,
+        "reason": reason,
+        "engaged_by": actor,
+        "spent_usd": spent_usd,
+        "threshold_usd": threshold_usd,
+    }
     engaging = insert(KillswitchRow).values(**values)
     engaging = engaging.on_conflict_do_nothing(index_elements=["scope"], index_where=_ENGAGED)
     done = await session.scalar(engaging.returning(col(KillswitchRow.id)))
     if done is not None:
+        await _note_calls_under_way(session, done, scope)
         await record_act(session, "killswitch.engage", scope, actor=actor, reason=reason)
     return done is not None
 
@@ -82,8 +127,17 @@ async def release(session: AsyncSession, scope: str, reason: str, actor: str) ->
     )
     done = await session.scalar(releasing)
     if done is not None:
+        await _note_calls_under_way(session, done, scope)
         await record_act(session, "killswitch.release", scope, actor=actor, reason=reason)
     return done is not None
+
+
+async def _note_calls_under_way(session: AsyncSession, switch: UUID, scope: str) -> None:
+    """Keep for the closing statement which calls held money at this moment.
+
+    At the release too: a process that heard of the order late may have let a call in after it.
+    """
+    await session.execute(_NOTE_CALLS, {"switch": switch, "scope": scope})
 
 
 class Killswitch:

@@ -6,11 +6,16 @@ So the first process to start leaves a known word in the database, sealed with i
 one opens it before it does anything else.
 """
 
+from datetime import datetime
 from uuid import UUID
+
+from sqlalchemy.dialects.postgresql import BYTEA
+from sqlmodel import Field, SQLModel
 
 from shared.config import SettingsError
 from shared.db import APP_ROLE, Connection
 from shared.keys import SealBroken, Sealer, agent_key_sealer
+from shared.models import moment
 from shared.preflight import postgres
 
 _PURPOSE = "ainfera master key proof v1"
@@ -20,6 +25,20 @@ _READ = "SELECT sealed FROM master_key_proofs"
 # of two that start at the same moment with different keys, one writes it and the other reads it
 _WRITE = "INSERT INTO master_key_proofs (sealed) VALUES ($1) ON CONFLICT DO NOTHING"
 _OLDEST = "SELECT id, private_key_sealed FROM agents ORDER BY id LIMIT 1"
+
+
+class MasterKeyProofRow(SQLModel, table=True):
+    """One row at most: a known word, sealed with the master key."""
+
+    __tablename__ = "master_key_proofs"
+
+    id: int = Field(
+        default=1,
+        primary_key=True,
+        sa_column_kwargs={"server_default": "1", "autoincrement": False},
+    )
+    sealed: bytes = Field(sa_type=BYTEA)
+    created_at: datetime = moment()
 
 
 async def check_master_key(database_url: str, master_key: str) -> None:

@@ -45,6 +45,19 @@ PICK_UP = Histogram(
     buckets=(0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
     registry=FLEET,
 )
+AUDIT_SIGNING_REFUSED = Counter(
+    "ainfera_audit_signing_refused_total",
+    "Rounds in which the audit log was not signed, or not all of it: what was exported says"
+    " otherwise (fork) or cannot be read (export_unread), or a chain lacks events (hole).",
+    ["reason"],
+    registry=FLEET,
+)
+AUDIT_EXPORT_FAILURES = Counter(
+    "ainfera_audit_export_failures_total",
+    "Attempts to export checkpoints that failed.",
+    ["target"],
+    registry=FLEET,
+)
 ROUTER_ALIAS_HITS = Counter(
     "ainfera_router_alias_hit_total", "Calls that named a legacy routing target.", ["alias"]
 )
@@ -56,6 +69,11 @@ TIME_TO_FIRST_EVENT = Histogram(
 AUDIT_CHAIN_HEIGHT = Gauge("ainfera_audit_chain_height", "Audit events in all chains.")
 AUDIT_CHAIN_FRESHNESS = Gauge(
     "ainfera_audit_chain_freshness_seconds", "Age of the newest audit event."
+)
+AUDIT_LOG_SIZE = Gauge("ainfera_audit_log_size", "Audit events under the newest checkpoint.")
+AUDIT_CHECKPOINT_AGE = Gauge(
+    "ainfera_audit_checkpoint_age_seconds",
+    "Age of the newest checkpoint; none is signed while nothing happens.",
 )
 DISPATCH_WITHOUT_CAPTURE = Gauge(
     "ainfera_dispatch_without_capture_total",
@@ -84,6 +102,18 @@ DEAD_LETTERS_TOTAL = Gauge(
 KILLSWITCH_ENGAGED = Gauge(
     "ainfera_cost_killswitch_engaged",
     "Scopes (a tenant, or all of them) whose new calls are stopped.",
+)
+KILLSWITCH_SPENT = Gauge(
+    "ainfera_cost_killswitch_spent_usd",
+    "What all tenants have spent in the killswitch's window, held money included; NaN: unwatched.",
+)
+KILLSWITCH_THRESHOLD = Gauge(
+    "ainfera_cost_killswitch_threshold_usd",
+    "What they may spend in it; +Inf where no threshold is set.",
+)
+KILLSWITCH_CLOSEST_TENANT = Gauge(
+    "ainfera_cost_killswitch_closest_tenant_ratio",
+    "The largest share of its own threshold that any tenant has spent.",
 )
 STREAM_RESUMES = Counter(
     "ainfera_stream_resumes_total",

@@ -29,6 +29,10 @@ METADATA = SQLModel.metadata
 EMPTY: Any = text("'{}'")
 NEW_ID: Any = text("new_id()")
 HANDLE_KEY = "agents_canonical_uri_key"
+BY_TIME = ("tenant_id", "created_at")
+ENDED: Any = text("settled_at IS NOT NULL")
+EXCEPTIONAL: Any = text("outcome_status <> 'succeeded' OR fallback_chain <> '[]'")
+FAILURES: Any = text("event_type IN ('provider.failed', 'inference.rejected_cap_violation')")
 
 
 def money(*, optional: bool = False, default: int | None = None) -> Any:
@@ -59,7 +63,7 @@ def document(*, default: bool = False) -> Any:
 
 
 class TenantRow(SQLModel, table=True):
-    """The paying party; `policy` is its routing policy."""
+    """The paying party; `policy` is its routing policy, the cap is for all its agents together."""
 
     __tablename__ = "tenants"
 
@@ -70,6 +74,7 @@ class TenantRow(SQLModel, table=True):
     owner_contact: str | None = Field(default=None, sa_type=Text)
     policy: dict[str, Any] = document(default=True)
     created_at: datetime = moment()
+    daily_cap_usd: Decimal | None = money(optional=True)
 
 
 class AgentRow(SQLModel, table=True):
@@ -152,11 +157,20 @@ class AccountRow(SQLModel, table=True):
 
 
 class TransferRow(SQLModel, table=True):
-    """Append-only. `amount` left `debit_account` and entered `credit_account`."""
+    """Append-only. `amount` left `debit_account` and entered `credit_account`.
+
+    `corrects` is the transfer that a correction takes back, wholly or in part.
+    """
 
     __tablename__ = "transfers"
     __table_args__ = (
-        UniqueConstraint("inference_id", "kind", name="transfers_inference_id_kind_key"),
+        Index(
+            "transfers_inference_id_kind_key",
+            "inference_id",
+            text("(NULLIF(kind, 'correction'))"),
+            unique=True,
+        ),
+        Index("transfers_corrects_idx", "corrects", postgresql_where=text("corrects IS NOT NULL")),
         Index("transfers_debit_account_idx", "debit_account", "created_at"),
         Index("transfers_credit_account_idx", "credit_account", "created_at"),
     )
@@ -173,6 +187,7 @@ class TransferRow(SQLModel, table=True):
     credit_balance_after: Decimal | None = money(optional=True)
     memo: str | None = Field(default=None, sa_type=Text)
     created_at: datetime = moment()
+    corrects: UUID | None = None
 
 
 class LedgerEntryRow(SQLModel, table=True):
@@ -197,8 +212,8 @@ class InferenceRow(SQLModel, table=True):
 
     __tablename__ = "inferences"
     __table_args__ = (
-        Index("inferences_agent_id_idx", "agent_id", "created_at"),
-        Index("inferences_tenant_id_idx", "tenant_id", "created_at"),
+        Index("inferences_agent_id_idx", "agent_id", "settled_at", postgresql_where=ENDED),
+        Index("inferences_tenant_id_idx", "tenant_id", "settled_at", postgresql_where=ENDED),
         Index(
             "inferences_hold_expires_at_idx",
             "hold_expires_at",
@@ -229,6 +244,7 @@ class RoutingOutcomeRow(SQLModel, table=True):
     __table_args__ = (
         Index("routing_outcomes_agent_id_idx", "agent_id", "created_at"),
         Index("routing_outcomes_tenant_id_idx", "tenant_id", "created_at"),
+        Index("routing_outcomes_exceptions_idx", *BY_TIME, postgresql_where=EXCEPTIONAL),
     )
 
     inference_id: UUID = Field(primary_key=True)
@@ -279,6 +295,9 @@ class ReceiptRow(SQLModel, table=True):
     provider: str = Field(sa_type=Text)
     simulated: bool
     created_at: datetime = moment()
+    billing_rule: str | None = Field(default=None, sa_type=Text)
+    billing_basis: str | None = Field(default=None, sa_type=Text)
+    outcome: str | None = Field(default=None, sa_type=Text)
 
 
 class AuditHeadRow(SQLModel, table=True):
@@ -295,7 +314,10 @@ class AuditEventRow(SQLModel, table=True):
     """Append-only. `payload` is the canonical JSON text that was hashed."""
 
     __tablename__ = "audit_events"
-    __table_args__ = (Index("audit_events_created_at_idx", "created_at"),)
+    __table_args__ = (
+        Index("audit_events_created_at_idx", "created_at"),
+        Index("audit_events_failures_idx", *BY_TIME, postgresql_where=FAILURES),
+    )
 
     id: UUID = Field(sa_column_kwargs={"server_default": NEW_ID})
     agent_id: UUID = Field(primary_key=True)
@@ -306,20 +328,6 @@ class AuditEventRow(SQLModel, table=True):
     previous_hash: str | None = Field(default=None, sa_type=Text)
     event_hash: str = Field(sa_type=Text)
     created_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
-
-
-class MasterKeyProofRow(SQLModel, table=True):
-    """One row at most: a known word, sealed with the master key; see `shared/master_key.py`."""
-
-    __tablename__ = "master_key_proofs"
-
-    id: int = Field(
-        default=1,
-        primary_key=True,
-        sa_column_kwargs={"server_default": "1", "autoincrement": False},
-    )
-    sealed: bytes = Field(sa_type=BYTEA)
-    created_at: datetime = moment()
 
 
 class ModelRow(SQLModel, table=True):

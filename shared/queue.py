@@ -114,7 +114,8 @@ class Envelope:
     the epoch. `headers` are the few client headers that a provider needs. `kept` says that the
     call is durable in Postgres, and that its result has to be kept there. `model` is the model or
     routing target asked for, by its canonical name. `tried` counts the attempts that were made
-    before the call was replayed from a dead letter.
+    before the call was replayed from a dead letter. `attribution` says which session and which
+    of the client's own agents it is for, where the client said so.
     """
 
     inference_id: UUID
@@ -129,6 +130,7 @@ class Envelope:
     kept: bool = False
     model: str = ""
     tried: int = 0
+    attribution: Mapping[str, str] = field(default_factory=dict)
 
     def pack(self) -> bytes:
         """One JSON line about the call, then the body as it came: the body is never re-encoded."""
@@ -147,6 +149,8 @@ class Envelope:
             head["kept"] = True
         if self.tried:
             head["tried"] = self.tried
+        if self.attribution:
+            head["attribution"] = self.attribution
         return orjson.dumps(head) + b"\n" + self.body
 
     @classmethod
@@ -165,6 +169,7 @@ class Envelope:
             kept=fields.get("kept", False),
             model=fields.get("model", ""),
             tried=fields.get("tried", 0),
+            attribution=fields.get("attribution", {}),
             body=body,
         )
 

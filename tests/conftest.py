@@ -35,11 +35,23 @@ hypothesis.settings.load_profile("ainfera")
 MASTER_KEY = base64.b64encode(secrets.token_bytes(32)).decode()
 _database_numbers = itertools.count(1)
 
+SHARED_FLEETS = frozenset({"stack", "simulated_stack"})
+FLEETS_OF_THEIR_OWN = frozenset({"test_kept_faults.py", "test_failover.py"})
+
 for _field in Settings.model_fields.values():
     os.environ.pop(str(_field.validation_alias), None)
 for _key_name, _url_name, _ in PROVIDER_SETTINGS.values():
     os.environ.pop(_key_name, None)
     os.environ.pop(_url_name, None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side, a file's tests stay together, and so do all that share a running fleet."""
+    for item in items:
+        shared = SHARED_FLEETS.intersection(getattr(item, "fixturenames", ()))
+        alone = item.path.name in FLEETS_OF_THEIR_OWN
+        group = item.path.name if alone or not shared else max(shared)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

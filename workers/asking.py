@@ -4,6 +4,7 @@ import logging
 from contextlib import aclosing
 from decimal import Decimal
 
+from shared.domain.billing import NOTHING, Work, owed
 from shared.domain.candidate import Candidate
 from shared.domain.inference import (
     CallInfo,
@@ -18,10 +19,12 @@ from shared.domain.inference import (
     ToolCallDelta,
     Usage,
 )
+from shared.domain.ledger import ZERO
 from shared.domain.pricing import Prices, cost, estimated_usage
-from shared.errors import InsufficientFunds, ProviderError
+from shared.errors import ProviderError
 from workers.call import Asked, Call, Ending, Outcome
 from workers.deps import Deps
+from workers.holding import outgrown
 from workers.providers import ProviderCall
 from workers.routing import Plan
 
@@ -45,7 +48,9 @@ class Asking:
         self._clock = deps.monotonic
         self._asked_at = deps.monotonic()
         self._metered_until = 0
-        self._at_start = Usage()
+        self._at_start = NOTHING
+        self.lease_s = deps.settings.hold_ttl_s
+        self._renew_at = self._asked_at + self.lease_s / 2
 
     def note(self, event: StreamEvent) -> None:
         """Count what the model wrote, and when it first did."""
@@ -64,20 +69,38 @@ class Asking:
         self._metered_until = self.written + 512
         return used > self.held_usd
 
+    def lease_half_over(self) -> bool:
+        """Whether it is time to lease the hold anew, lest it expire under an answer that goes on.
+
+        Half of it is left then: longer than a provider may be silent, so a word comes in time.
+        """
+        return self._clock() >= self._renew_at
+
+    def leased(self) -> None:
+        """The hold was leased anew."""
+        self._renew_at = self._clock() + self.lease_s / 2
+
     def estimate(self) -> Usage:
         return estimated_usage(self.plan.estimated_input_tokens, self.written)
 
     def usage(self) -> Usage:
-        """What the provider counted; else, once it has written anything, our estimate.
-
-        A provider that was stopped before its first word has counted the input at most.
-        """
+        """What is owed for the work so far; shared/domain/billing.py has the rule."""
+        counted = None
         match self.last:
-            case Completed(usage=usage):
-                return self.estimate() if usage.estimated else usage
+            case Completed(usage=usage) if not usage.estimated:
+                counted = usage
             case Failed(usage=Usage() as usage):
-                return usage
-        return self.estimate() if self.first_word_at is not None else self._at_start
+                counted = usage
+        return owed(
+            Work(
+                self.plan.estimated_input_tokens,
+                self.written,
+                spoke=self.first_word_at is not None,
+                ended=isinstance(self.last, Completed),
+                counted=counted,
+                at_start=self._at_start,
+            )
+        )
 
     def ending(self, outcome: Outcome, failure: Failure | None) -> Ending:
         began = self._asked_at
@@ -141,8 +164,12 @@ async def ask(asking: Asking, deps: Deps) -> Completed | Failed:
             if isinstance(event, Completed | Failed):
                 return event
             call.answer.tell(event)
-            if asking.outgrows_hold() and not await extended(asking, asking.held_usd, deps):
-                return Failed(out_of_money())
+            if asking.outgrows_hold():
+                refused = await extend(asking, asking.held_usd, deps)
+                if refused is not None:
+                    return Failed(refused)
+            elif asking.lease_half_over():
+                await extend(asking, ZERO, deps)
     return Failed(
         ProviderError(
             f"{candidate.provider} ended the answer without saying so.",
@@ -178,24 +205,19 @@ def call_info(call: Call, candidate: Candidate, simulated: bool, deps: Deps) -> 
 async def hold_covers(needed_usd: Decimal, asking: Asking, deps: Deps) -> bool:
     """Whether a fallback may be asked: it can be dearer than what was held for the first."""
     missing = needed_usd - asking.held_usd
-    return missing <= 0 or await extended(asking, missing, deps)
+    return missing <= 0 or await extend(asking, missing, deps) is None
 
 
-async def extended(asking: Asking, extra: Decimal, deps: Deps) -> bool:
-    """Enlarge the hold by `extra` USD; False where the wallet or a cap refuses.
+async def extend(asking: Asking, extra: Decimal, deps: Deps) -> Failure | None:
+    """Enlarge the hold by `extra` USD and lease it anew; why not, where that is refused.
 
-    An answer that outgrows its hold doubles it.
+    An answer that outgrows its hold doubles it. By nothing, it is only leased anew.
     """
-    result = await deps.ledger.extend(asking.call.inference_id, asking.call.attempt, extra)
-    if result != "EXTENDED":
-        log.warning("hold_not_extended", extra={"result": result})
-        return False
-    asking.held_usd += extra
-    return True
-
-
-def out_of_money() -> Failure:
-    return InsufficientFunds(
-        "The answer outgrew the money held for it, and the wallet or the spend policy allows "
-        "no more. What was written is settled."
-    ).failure()
+    call = asking.call
+    held = await deps.ledger.extend(call.inference_id, call.attempt, extra, asking.lease_s)
+    asking.leased()
+    if held.result == "EXTENDED":
+        asking.held_usd += extra
+        return None
+    log.warning("hold_not_extended", extra={"result": held.result})
+    return outgrown(held, extra)

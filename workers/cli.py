@@ -21,10 +21,14 @@ from shared.fleet import list_workers
 from shared.preflight import check_postgres, check_valkey, refusal
 from shared.valkey import open_valkey
 from workers import operating
+from workers.audit_cli import audit
+from workers.caps_cli import caps
+from workers.corrections_cli import corrections
 from workers.dead_letters_cli import dead_letters
 from workers.development import new_secrets, say, up
 from workers.keys_cli import keys
 from workers.killswitch_cli import killswitch
+from workers.ledger_cli import ledger
 from workers.terminal import fail, fleet_settings
 
 COMPOSE_PASSWORDS = ("POSTGRES_PASSWORD", "OWNER_PASSWORD", "APP_PASSWORD", "REDIS_PASSWORD")
@@ -43,9 +47,13 @@ main = typer.Typer(
 )
 
 main.add_typer(operating.app)
+main.add_typer(audit, name="audit")
 main.add_typer(dead_letters, name="dead-letters")
+main.add_typer(caps, name="caps")
+main.add_typer(corrections, name="corrections")
 main.add_typer(keys, name="keys")
 main.add_typer(killswitch, name="killswitch")
+main.add_typer(ledger, name="ledger")
 
 
 @main.command("up")

@@ -134,6 +134,7 @@ def process_environment(settings: Settings, home: Path, servers: Servers) -> dic
         "DATABASE_URL": settings.database_url or servers.app_url,
         "REDIS_URL": settings.redis_url or servers.redis_url,
         "FLEET_HOME": str(home),
+        "AUDIT_EXPORT_DIR": str(settings.audit_export_dir or home / "audit"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
     }

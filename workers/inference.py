@@ -26,12 +26,10 @@ from shared.errors import (
     AinferaError,
     Cancelled,
     DeadlineExceeded,
-    InsufficientFunds,
     InternalError,
     KillswitchEngaged,
     NotFound,
     Overloaded,
-    SpendPolicyExceeded,
 )
 from shared.log import bind_inference, bind_trace
 from shared.queue import Envelope
@@ -40,6 +38,7 @@ from workers.asking import Asking, ask, hold_covers
 from workers.call import Call, Ending, Outcome
 from workers.dead_letters import UNREADABLE, WORKERS_LOST, Cause, Remains, bury
 from workers.deps import Deps
+from workers.holding import CAPS, out_of_funds, over_cap
 from workers.ledger import Held
 from workers.routing import Plan, plan_call
 from workers.settle import FENCED, NotOurs, hold_item, settle
@@ -214,33 +213,13 @@ def refused_by_ledger(held: Held, plan: Plan) -> Ending | None:
     """The ledger's answer to the hold as an ending, or None where the money is held."""
     if held.result in OPENED:
         return None
-    needed = plan.hold_usd
-    error: AinferaError
+    if held.result in CAPS:
+        return Ending(Outcome.REJECTED_CAP, failure=over_cap(held, plan.hold_usd).failure())
     if held.result == "INSUFFICIENT_FUNDS":
-        available = held.balance - held.held
-        error = InsufficientFunds(
-            f"The wallet has {available:f} USD available ({held.balance:f} settled, "
-            f"{held.held:f} held by calls in flight); this call needs {needed:f} USD. Top it up, "
-            "or ask for fewer output tokens.",
-            balance_usd=f"{held.balance:f}",
-            held_usd=f"{held.held:f}",
-            available_usd=f"{available:f}",
-            required_usd=f"{needed:f}",
-        )
-        return Ending(Outcome.REJECTED_FUNDS, failure=error.failure())
-    if held.result in ("PER_CALL_CAP", "DAILY_CAP"):
-        which = "per-call" if held.result == "PER_CALL_CAP" else "daily (UTC)"
-        error = SpendPolicyExceeded(
-            f"This call may cost {needed:f} USD and would pass the agent's {which} cap of "
-            f"{held.cap:f} USD ({held.spent_today:f} settled today, {held.held:f} held).",
-            cap=held.result.lower(),
-            cap_usd=f"{held.cap:f}",
-            spent_today_usd=f"{held.spent_today:f}",
-            held_usd=f"{held.held:f}",
-            required_usd=f"{needed:f}",
-        )
-        return Ending(Outcome.REJECTED_CAP, failure=error.failure())
-    return Ending(Outcome.REJECTED_FUNDS, failure=NotFound("There is no such agent.").failure())
+        error: AinferaError = out_of_funds(held, plan.hold_usd)
+    else:
+        error = NotFound("There is no such agent.")
+    return Ending(Outcome.REJECTED_FUNDS, failure=error.failure())
 
 
 async def ask_until_answered(call: Call, plan: Plan, deps: Deps) -> Ending:

@@ -6,10 +6,12 @@ from uuid import UUID
 import typer
 
 from shared.control import KILLSWITCH
-from shared.killswitch import ALL, engage, engaged_switches, release
+from shared.domain.spending import ALL
+from shared.killswitch import engage, engaged_switches, release
 from shared.models import TenantRow
 from shared.operators import this_operator
 from workers.development import say
+from workers.killswitch_books_cli import statement_command, threshold_command
 from workers.terminal import (
     AsJson,
     Reason,
@@ -26,6 +28,9 @@ from workers.terminal import (
 killswitch = typer.Typer(
     no_args_is_help=True, help="Stop new calls of one tenant, or of all; let them in again."
 )
+
+killswitch.command("threshold")(threshold_command)
+killswitch.command("statement")(statement_command)
 
 Tenant = Annotated[UUID | None, typer.Option(help="One tenant; without it, all of them.")]
 

@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from shared.db import TRANSIENT, Committer, Database
+from shared.domain.ledger import ZERO
 
 log = logging.getLogger(__name__)
 
@@ -21,16 +22,34 @@ HOLD_PATIENCE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the database said to a hold. `result` is `OPENED`, `EXISTS`, `SETTLED`, `FENCED`, or a
-    refusal: `AGENT_UNKNOWN`, `PER_CALL_CAP`, `DAILY_CAP`, `INSUFFICIENT_FUNDS`; money in USD.
+    """What the database said to a hold, or to a larger one; money in US dollars.
+
+    `result` is `OPENED`, `EXTENDED`, `EXISTS`, `SETTLED`, `FENCED`, `UNAVAILABLE`, or a refusal:
+    `AGENT_UNKNOWN`, `PER_CALL_CAP`, `DAILY_CAP`, `TENANT_CAP`, `INSUFFICIENT_FUNDS`. `cap` is the
+    cap at fault; the tenant's figures are known where it has one.
     """
 
     result: str
     attempt: int
-    balance: Decimal
-    held: Decimal
-    spent_today: Decimal
-    cap: Decimal | None
+    balance: Decimal = ZERO
+    held: Decimal = ZERO
+    spent_today: Decimal = ZERO
+    cap: Decimal | None = None
+    tenant_spent: Decimal | None = None
+    tenant_held: Decimal | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], attempt: int) -> "Held":
+        return cls(
+            result=row["result"],
+            attempt=attempt,
+            balance=row["balance"],
+            held=row["held"],
+            spent_today=row["spent_today"],
+            cap=row["cap"],
+            tenant_spent=row["tenant_spent"],
+            tenant_held=row["tenant_held"],
+        )
 
 
 class Ledger:
@@ -56,14 +75,7 @@ class Ledger:
         Raises `Overloaded` while the database is away.
         """
         row = await self._opener.submit(item)
-        return Held(
-            result=row["result"],
-            attempt=row["attempt"],
-            balance=row["balance"],
-            held=row["held"],
-            spent_today=row["spent_today"],
-            cap=row["cap"],
-        )
+        return Held.of(dict(row), row["attempt"])
 
     async def settle(self, item: Mapping[str, Any]) -> str:
         """Write how a call ended; `SETTLED`, `EXISTS`, `FENCED` or `UNKNOWN`. Durable on return."""
@@ -85,13 +97,14 @@ class Ledger:
         )
         return await retrying(self._db.bury, item)
 
-    async def extend(self, inference_id: str, attempt: int, extra: Decimal) -> str:
-        """Enlarge a hold by `extra` USD while a stream outgrows it; `EXTENDED` or a refusal.
+    async def extend(self, inference_id: str, attempt: int, extra: Decimal, ttl_s: int) -> Held:
+        """Enlarge a hold by `extra` USD and lease it for `ttl_s` from now: `EXTENDED`, or why not.
 
         A database that is away refuses too: `UNAVAILABLE`. No money is promised without it.
         """
         try:
-            return await self._db.extend_hold(inference_id, attempt, extra)
+            row = await self._db.enlarge_hold(inference_id, attempt, extra, ttl_s)
         except (SQLAlchemyError, *TRANSIENT) as error:
             log.warning("hold_not_extended", extra={"error": repr(error)})
-            return "UNAVAILABLE"
+            return Held("UNAVAILABLE", attempt)
+        return Held.of(row, attempt)

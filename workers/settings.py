@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import httpx
 from arq import cron
 
 from shared.catalog import open_catalog
@@ -25,19 +26,23 @@ from shared.queue import (
 )
 from shared.replay_stream import ReplayLimits
 from shared.valkey import open_queue
+from workers.checkpoints import Checkpointer
 from workers.dead_letters import tend_dead_letters
 from workers.deps import Cancellations, Deps
+from workers.exports import Export, FileExport, HttpExport
 from workers.fleet import FleetWorker
 from workers.inference import run_inference
 from workers.kept import drive_kept_calls, forget_kept_calls
 from workers.ledger import Ledger
 from workers.providers import build_providers, open_transport
-from workers.sweep import BooksDeps, expire_grants, release_expired_holds
+from workers.spending import SpendWatch
+from workers.sweep import BooksDeps, expire_grants, release_expired_holds, sign_checkpoint
 
 log = logging.getLogger(__name__)
 
 # run_inference itself ends a call that was tried too often: by a settlement, not by forgetting it
 NEVER_TOO_OFTEN = sys.maxsize
+EXPORT_TIMEOUT_S = 5.0
 
 
 def _common(settings: Settings, queue_name: str) -> dict[str, Any]:
@@ -110,6 +115,17 @@ def inference_worker(settings: Settings) -> FleetWorker:
     )
 
 
+def audit_exports(settings: Settings, http: httpx.AsyncClient) -> list[Export]:
+    """Where the audit log's checkpoints go besides the database, as the settings say."""
+    exports: list[Export] = []
+    if settings.audit_export_dir is not None:
+        exports.append(FileExport(settings.audit_export_dir))
+    if settings.audit_export_url:
+        token = settings.audit_export_token.get_secret_value()
+        exports.append(HttpExport(http, settings.audit_export_url, token))
+    return exports
+
+
 def books_worker(settings: Settings) -> FleetWorker:
     """The worker that keeps the books by cron."""
 
@@ -118,6 +134,9 @@ def books_worker(settings: Settings) -> FleetWorker:
         ledger = Ledger(db)
         await ledger.start()
         redis = ctx["redis"]
+        http = ctx["http"] = httpx.AsyncClient(timeout=EXPORT_TIMEOUT_S)
+        watch = ctx["spending"] = SpendWatch(db, redis, settings)
+        watch.start()
         ctx["deps"] = BooksDeps(
             settings=settings,
             db=db,
@@ -125,17 +144,22 @@ def books_worker(settings: Settings) -> FleetWorker:
             kept=KeptCalls(db, settings),
             queue=InferenceQueue(redis),
             redis=redis,
+            checkpointer=Checkpointer(settings, db, audit_exports(settings, http)),
         )
 
     async def shutdown(ctx: dict[str, Any]) -> None:
+        await ctx["http"].aclose()
+        await ctx["spending"].aclose()
         await ctx["deps"].ledger.aclose()
         await ctx["deps"].db.aclose()
 
+    checkpoint_at = set(range(0, 60, settings.checkpoint_s))
     return FleetWorker(
         functions=[],
         cron_jobs=[
             cron(release_expired_holds, second={0, 15, 30, 45}, run_at_startup=True, keep_result=0),
             cron(drive_kept_calls, second=set(range(0, 60, 5)), run_at_startup=True, keep_result=0),
+            cron(sign_checkpoint, second=checkpoint_at, run_at_startup=True, keep_result=0),
             cron(forget_kept_calls, minute=set(range(60)), run_at_startup=True, keep_result=0),
             cron(tend_dead_letters, second={5, 20, 35, 50}, run_at_startup=True, keep_result=0),
             cron(expire_grants, minute={0, 15, 30, 45}, run_at_startup=True, keep_result=0),

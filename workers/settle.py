@@ -11,9 +11,8 @@ from typing import Any
 
 from shared.domain import capture
 from shared.domain.audit import AuditDraft, EventType, draft
+from shared.domain.billing import Bill, bill
 from shared.domain.inference import ROUTING_TARGET, Completed
-from shared.domain.ledger import ZERO
-from shared.domain.pricing import cost
 from shared.metrics import PROVIDER_CALLS
 from workers.asking import prices_of
 from workers.call import Call, Ending, Outcome
@@ -34,12 +33,15 @@ MINE, FENCED = "SETTLED", "FENCED"
 def hold_item(call: Call, plan: Plan, deps: Deps) -> dict[str, Any]:
     """The hold and the `inference.routed` event, as `open_inferences` takes them."""
     routed = draft(EventType.INFERENCE_ROUTED, call.agent_id, routed_data(call, plan))
-    return {
+    item = {
         **identity(call, plan),
         "amount": f"{plan.hold_usd:f}",
         "ttl_s": deps.settings.hold_ttl_s,
         "event": routed.wire(),
     }
+    if call.envelope.attribution:
+        item["attribution"] = call.envelope.attribution
+    return item
 
 
 def identity(call: Call, plan: Plan) -> dict[str, Any]:
@@ -87,15 +89,17 @@ async def settle(call: Call, plan: Plan, ending: Ending, deps: Deps) -> Complete
 
     Raises `NotOurs` if another attempt has settled it or owns it now.
     """
-    charge = cost(ending.usage, prices_of(ending.candidate)) if ending.candidate else ZERO
+    owed = bill(ending.usage, prices_of(ending.candidate) if ending.candidate else None)
+    charge = owed.amount
     if ending.candidate is not None and charge > ending.held_usd:
         # dearer than anyone could know: held for like the rest, or written off by the ledger
         extra = charge - ending.held_usd
-        await deps.ledger.extend(call.inference_id, call.attempt, extra)
+        ttl_s = deps.settings.hold_ttl_s
+        await deps.ledger.extend(call.inference_id, call.attempt, extra, ttl_s)
     completed = None
     if ending.outcome is Outcome.SUCCEEDED and ending.completed is not None:
         completed = replace(ending.completed, usage=ending.usage, cost_usd=charge)
-    item = settlement_item(call, plan, ending, charge, deps)
+    item = settlement_item(call, plan, ending, owed, deps)
     if call.envelope.kept:
         item["kept"] = kept_result(call, ending, completed, deps)
     if ending.candidate is not None:
@@ -113,17 +117,18 @@ class NotOurs(Exception):
 
 
 def settlement_item(
-    call: Call, plan: Plan, ending: Ending, charge: Decimal, deps: Deps
+    call: Call, plan: Plan, ending: Ending, owed: Bill, deps: Deps
 ) -> dict[str, Any]:
     """One settlement, as `end_inferences` takes it."""
     reached = ending.candidate is not None
+    charge = owed.amount
     return {
         **identity(call, plan),
         "refused": not reached,
         "charge": f"{charge:f}",
-        "events": [event.wire() for event in events(call, plan, ending, charge)],
+        "events": [event.wire() for event in events(call, plan, ending, owed)],
         "outcome": outcome_row(call, plan, ending, charge),
-        "receipt": receipt_row(call, ending, charge, deps) if reached else None,
+        "receipt": receipt_row(call, ending, owed, deps) if reached else None,
     }
 
 
@@ -145,8 +150,9 @@ def kept_result(
     )
 
 
-def events(call: Call, plan: Plan, ending: Ending, charge: Decimal) -> list[AuditDraft]:
+def events(call: Call, plan: Plan, ending: Ending, owed: Bill) -> list[AuditDraft]:
     """The audit events of an ending, in order."""
+    charge = owed.amount
     about: dict[str, Any] = {"inference_id": call.inference_id, "router": router_name(plan)}
     agent_id = call.agent_id
     found = [
@@ -174,7 +180,12 @@ def events(call: Call, plan: Plan, ending: Ending, charge: Decimal) -> list[Audi
         found.append(draft(EventType.PROVIDER_RESPONDED, agent_id, answered))
     else:
         found.append(draft(EventType.PROVIDER_FAILED, agent_id, {**answered, **failed}))
-    receipt = about | {"receipt_id": call.receipt_id, "cost_usd": f"{charge:f}"}
+    receipt = about | {
+        "receipt_id": call.receipt_id,
+        "cost_usd": f"{charge:f}",
+        "billing_rule": owed.rule,
+        "billing_basis": owed.basis.value,
+    }
     return [*found, draft(EventType.RECEIPT_CREATED, agent_id, receipt)]
 
 
@@ -200,7 +211,7 @@ def outcome_row(call: Call, plan: Plan, ending: Ending, charge: Decimal) -> dict
     }
 
 
-def receipt_row(call: Call, ending: Ending, charge: Decimal, deps: Deps) -> dict[str, Any]:
+def receipt_row(call: Call, ending: Ending, owed: Bill, deps: Deps) -> dict[str, Any]:
     """The settlement receipt, for routed and pinned calls alike."""
     assert ending.candidate is not None
     return {
@@ -208,7 +219,7 @@ def receipt_row(call: Call, ending: Ending, charge: Decimal, deps: Deps) -> dict
         "inference_id": call.inference_id,
         "tenant_id": call.tenant_id,
         "agent_id": call.agent_id,
-        "cost_usd": f"{charge:f}",
+        "cost_usd": f"{owed.amount:f}",
         "input_tokens": ending.usage.input_tokens,
         "output_tokens": ending.usage.output_tokens,
         "cache_read_tokens": ending.usage.cache_read_tokens,
@@ -218,4 +229,7 @@ def receipt_row(call: Call, ending: Ending, charge: Decimal, deps: Deps) -> dict
         "model_slug": ending.candidate.slug,
         "provider": ending.candidate.provider,
         "simulated": deps.providers[ending.candidate.provider].simulated,
+        "billing_rule": owed.rule,
+        "billing_basis": owed.basis.value,
+        "outcome": ending.outcome.value,
     }

@@ -1,4 +1,4 @@
-"""The books worker's rounds: close what nobody will finish, take back what a grant left."""
+"""The books worker's rounds: close what nobody will finish, sign what was witnessed, end grants."""
 
 import logging
 from collections.abc import Callable, Coroutine, Mapping
@@ -19,6 +19,7 @@ from shared.kept import KeptCalls, KeptResult
 from shared.queue import InferenceQueue
 from shared.stream import Record, RecordKind, pack_failure
 from workers.call import Outcome
+from workers.checkpoints import Checkpointer
 from workers.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class BooksDeps:
     kept: KeptCalls
     queue: InferenceQueue
     redis: Redis
+    checkpointer: Checkpointer | None = None
 
 
 def put_off(round_: R) -> R:
@@ -96,6 +98,13 @@ def lost(row: Mapping[str, Any]) -> KeptResult:
     """What the client of such a call is told, if it is kept."""
     record = Record(row["id"].bytes, row["attempt"] + 1, RecordKind.FAIL, 0, pack_failure(LOST))
     return KeptResult(record.pack())
+
+
+@put_off
+async def sign_checkpoint(ctx: Mapping[str, Any]) -> int:
+    """Take new audit events into the log and sign its head. Returns how many events."""
+    deps: BooksDeps = ctx["deps"]
+    return await deps.checkpointer.round() if deps.checkpointer is not None else 0
 
 
 @put_off

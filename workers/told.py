@@ -11,9 +11,9 @@ from typing import Any
 
 import orjson
 
+from shared.domain.billing import Work, owed
 from shared.domain.candidate import Candidate
 from shared.domain.dialects.written import written_in_frames
-from shared.domain.pricing import estimated_usage
 from shared.errors import ProviderError
 from shared.stream import Record, RecordKind, decode_frames
 from workers.call import Call, Ending, Outcome
@@ -86,7 +86,7 @@ def broken_ending(told: Told, call: Call, plan: Plan, deps: Deps) -> Ending:
         Outcome.FAILED_MIDSTREAM if candidate is not None else Outcome.FAILED_PROVIDER,
         failure=lost.failure(),
         candidate=candidate,
-        usage=estimated_usage(plan.estimated_input_tokens, written),
+        usage=owed(Work(plan.estimated_input_tokens, written, spoke=True)),
         held_usd=plan.hold_usd,
     )
 

@@ -39,6 +39,8 @@ class EventType(StrEnum):
     WALLET_TOPPED_UP = "wallet.topped_up"
     SPEND_POLICY_CHANGED = "spend_policy.changed"
     KEY_REVOKED = "key.revoked"
+    # not of a call: an operator took a transfer back, wholly or in part
+    WALLET_CORRECTED = "wallet.corrected"
 
 
 def canonical_json(value: Any) -> str:

@@ -1,8 +1,8 @@
 """What one call costs in round trips: counted from outside, with a proxy before each store.
 
 Two processes, ingress and inference worker, each with two counting proxies; the stores' own
-counters beside them. The median over some calls is what a call costs: now and then a worker
-also renews a lease or looks at the queue in passing.
+counters beside them. The least over some calls is what a call costs: now and then a worker also
+renews a lease or looks at the queue in passing.
 """
 
 import asyncio
@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Literal
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -49,7 +48,7 @@ class Trips:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Round trips a call (medians), requests a call and Valkey's own counters (means)."""
+    """Round trips a call (the least seen), requests a call and Valkey's own counters (means)."""
 
     in_all: Mapping[Place, float]
     before_first_token: Mapping[Place, float]
@@ -83,8 +82,8 @@ class CountedStack:
         trips = [await self.call(wire, model, stream=stream) for _ in range(calls)]
         stats_after = await self._commandstats()
         return Counts(
-            _medians(one.in_all for one in trips),
-            _medians(one.before_first_token for one in trips),
+            _least(one.in_all for one in trips),
+            _least(one.before_first_token for one in trips),
             {
                 place: {what: n / calls for what, n in proxy.by_request(began).most_common()}
                 for place, proxy in self.proxies.items()
@@ -163,9 +162,10 @@ def _postgres_socket(url: str) -> Path:
     return Path(unquote(parse_qs(urlsplit(url).query)["host"][0])) / _SOCKET
 
 
-def _medians(calls: Iterable[Mapping[Place, int]]) -> dict[Place, float]:
+def _least(calls: Iterable[Mapping[Place, int]]) -> dict[Place, float]:
+    """What each call cost that was alone: heartbeats that fall into one only ever add."""
     seen = list(calls)
-    return {place: median(call[place] for call in seen) for place in PLACES}
+    return {place: min(call[place] for call in seen) for place in PLACES}
 
 
 def counts_table(title: str, counts: Counts) -> str:

@@ -12,15 +12,22 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha1
 from pathlib import Path
 from time import perf_counter
 from typing import Protocol, Self
 
 import hiredis
 
+from shared.fleet import BEAT
+from shared.lanes import RENEW
+
 _SSL_REQUEST, _GSS_REQUEST, _CANCEL_REQUEST = 80877103, 80877104, 80877102
 _CHUNK = 65_536
 _LONGEST_TEXT = 80
+
+# as EVALSHA names them
+HEARTBEATS = frozenset(sha1(script.encode()).hexdigest().encode() for script in (BEAT, RENEW))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +54,10 @@ class Reading(Protocol):
 
 
 class ValkeyReading:
-    """RESP, as a client sends it: arrays of strings, the first of which is the command."""
+    """RESP, as a client sends it: arrays of strings, the first of which is the command.
+
+    What is sent by the clock and not for a call is told apart: it is no call's round trip.
+    """
 
     def __init__(self) -> None:
         self._reader = hiredis.Reader()
@@ -58,7 +68,10 @@ class ValkeyReading:
         while (request := self._reader.gets()) is not False:
             words = request if isinstance(request, list) else [request]
             is_trip, self._answered = self._answered, False
-            yield bytes(words[0]).decode().upper(), is_trip
+            if len(words) > 1 and bytes(words[1]) in HEARTBEATS:
+                yield "heartbeat", False
+            else:
+                yield bytes(words[0]).decode().upper(), is_trip
 
     def answered(self) -> None:
         self._answered = True

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from shared.domain.ledger import (
     GRANTS_ACCOUNT,
     LOSSES_ACCOUNT,
+    PROVIDER_COST_ACCOUNT,
     TOPUPS_ACCOUNT,
-    USAGE_ACCOUNT,
     Caps,
     OpenOutcome,
     Transfer,
@@ -48,7 +48,7 @@ def transfers(draw: st.DrawFn) -> Transfer:
 
 
 def test_the_system_accounts_have_fixed_ids() -> None:
-    ids = [USAGE_ACCOUNT, GRANTS_ACCOUNT, TOPUPS_ACCOUNT, LOSSES_ACCOUNT]
+    ids = [PROVIDER_COST_ACCOUNT, GRANTS_ACCOUNT, TOPUPS_ACCOUNT, LOSSES_ACCOUNT]
     assert [str(each) for each in ids] == [
         f"00000000-0000-0000-0000-00000000000{n}" for n in (1, 2, 3, 4)
     ]

@@ -89,14 +89,14 @@ GUARDS = (
     ),
     Guard(
         "extend: an older attempt is fenced off",
-        "migrations/sql/0001_open.sql",
+        newest("extend"),
         ((" OR try < call.attempt", ""),),
         SQL_TESTS,
     ),
     Guard(
         "hold: wallets are locked",
         OPEN,
-        (("ORDER BY w.id FOR UPDATE;", "ORDER BY w.id;"),),
+        (("ORDER BY w.id FOR UPDATE) l;", "ORDER BY w.id) l;"),),
         (*SQL_TESTS, "tests/workers/test_ledger_sql_property.py"),
     ),
     Guard(

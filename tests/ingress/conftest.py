@@ -104,8 +104,12 @@ async def leave_call(
     charge: str = "0.0125",
     routed: bool = True,
     documented: bool = True,
+    witnessed: bool = False,
 ) -> Left:
-    """Hold and settle one call of `agent` (signup's answer), as a worker would."""
+    """Hold and settle one call of `agent` (signup's answer), as a worker would.
+
+    `witnessed`: with the event that names its receipt.
+    """
     left = Left(str(mint_id()), str(mint_id()))
     call = {
         "inference_id": left.inference_id,
@@ -119,11 +123,15 @@ async def leave_call(
     event = draft(
         EventType.PROVIDER_RESPONDED, agent["agent_id"], {"inference_id": left.inference_id}
     )
+    events = [event.wire()]
+    if witnessed:
+        told = {"receipt_id": left.receipt_id}
+        events.append(draft(EventType.RECEIPT_CREATED, agent["agent_id"], told).wire())
     settlement = {
         **call,
         "refused": False,
         "charge": charge,
-        "events": [event.wire()],
+        "events": events,
         "outcome": _outcome(deps, call, charge, documented) if routed else None,
         "receipt": {
             "receipt_id": left.receipt_id,
@@ -136,6 +144,9 @@ async def leave_call(
             "cache_read_tokens": 0,
             "cache_write_tokens": 0,
             "usage_estimated": False,
+            "billing_rule": "partial-work-v1",
+            "billing_basis": "provider_usage",
+            "outcome": "succeeded",
             "model_used": "gpt-5.5",
             "model_slug": "gpt-5-5",
             "provider": "openai",

@@ -1,6 +1,7 @@
 """Signup, registration, cards and spend policies."""
 
 import asyncio
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -292,13 +293,22 @@ async def test_a_spend_policy_changes_field_by_field_and_is_audited(
         return await client.patch(path, json=body, headers=new["auth"])
 
     changed = await change(daily_cap_usd=0.01)
-    assert changed.json() == {
+    answer = changed.json()
+    today = answer["drain_proof"].pop("day")
+    assert datetime.now(UTC).date() - date.fromisoformat(today) <= timedelta(days=1)
+    assert answer == {
         "spend_policy": {"per_call_cap_usd": "2.00", "daily_cap_usd": "0.01"},
-        "drain_proof_status": "protected",
+        "drain_proof_status": "proved",
+        "drain_proof": {
+            "settled_usd": "0.00",
+            "held_usd": "0.00",
+            "available_usd": "0.01",
+            "largest_hold_usd": "0.00",
+        },
     }
     lifted = (await change(per_call_cap_usd=None, daily_cap_usd=None)).json()
     assert lifted["spend_policy"] == {"per_call_cap_usd": None, "daily_cap_usd": None}
-    assert lifted["drain_proof_status"] == "unprotected"
+    assert lifted["drain_proof_status"] == "no_daily_cap"
     for body in ({}, {"per_call_cap_usd": "0"}, {"daily_cap_usd": 10001}):
         assert (await change(**body)).status_code == 400
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from decimal import Decimal
 from typing import Any, cast
 from uuid import uuid4
 
@@ -14,8 +15,10 @@ from typer.testing import Result
 
 from ingress.deps import Deps
 from shared.control import CONTROL_CHANNEL
+from shared.domain.spending import ALL
 from shared.errors import KillswitchEngaged
-from shared.killswitch import ALL, Killswitch, engage, engaged_switches, release
+from shared.killswitch import Killswitch, engage, engaged_switches, release
+from shared.spending import Spending, tell_spending
 from tests.ingress.conftest import OpenApp, SignUp
 from tests.test_cli import fleet
 
@@ -197,3 +200,74 @@ async def test_a_repeat_is_no_new_call(
     after = await call("new")
     assert after.status_code == 202
     assert "idempotent-replayed" not in after.headers
+
+
+async def test_the_closing_statement_over_http_and_by_command(
+    deps: Deps, client: httpx.AsyncClient, sign_up: SignUp, fleet_command: Fleet
+) -> None:
+    agent = await sign_up()
+    words = ("--tenant", agent["tenant_id"], "--yes")
+    done = await asyncio.to_thread(fleet_command, "killswitch", "engage", *words)
+    assert done.exit_code == 0, done.output
+    internal = {"x-ainfera-internal-key": deps.settings.internal_key.get_secret_value()}
+    base = "/internal/killswitches"
+    for path in (base, f"{base}/latest/statement"):
+        assert (await client.get(path, headers=agent["auth"])).status_code == 401
+    listed = (await client.get(base, headers=internal)).json()["killswitches"]
+    newest = listed[0]
+    assert (newest["scope"], newest["released_at"]) == (agent["tenant_id"], None)
+    latest = (await client.get(f"{base}/latest/statement", headers=internal)).json()
+    assert {name: latest[name] for name in newest} == newest
+    assert latest["stopped"] == {"calls": 0, "inference_ids": []}
+    told = await asyncio.to_thread(fleet_command, "killswitch", "statement", newest["id"], "--json")
+    assert orjson.loads(told.stdout) == latest
+    table = await client.get(f"{base}/{newest['id']}/statement?format=csv", headers=internal)
+    by_command = await asyncio.to_thread(fleet_command, "killswitch", "statement", "--csv")
+    assert table.text.splitlines() == by_command.stdout.splitlines()
+    assert table.text.startswith("killswitch_id,call,inference_id")
+    for unknown in (str(uuid4()), "x"):
+        gone = await client.get(f"{base}/{unknown}/statement", headers=internal)
+        assert gone.status_code == 404
+    nothing = await asyncio.to_thread(fleet_command, "killswitch", "statement", str(uuid4()))
+    assert nothing.exit_code == 1
+
+
+async def test_thresholds_by_command(deps: Deps, sign_up: SignUp, fleet_command: Fleet) -> None:
+    tenant = (await sign_up())["tenant_id"]
+
+    async def threshold(*words: str) -> Result:
+        return await asyncio.to_thread(fleet_command, "killswitch", "threshold", *words)
+
+    done = await threshold("--tenant", tenant, "--usd", "12.5", "--yes", "--json")
+    assert done.exit_code == 0, done.output
+    (chosen,) = orjson.loads(done.stdout)["chosen"]
+    assert (chosen["scope"], chosen["threshold_usd"]) == (tenant, "12.500000000")
+    off = orjson.loads((await threshold("--usd", "off", "--yes", "--json")).stdout)
+    assert off["system_usd"] is None
+    assert {each["scope"] for each in off["chosen"]} == {tenant, ALL}
+    for words in (("--usd", "0"), ("--usd", "1e-10"), ("--usd", "x"), ("--usd", "Infinity")):
+        assert (await threshold(*words, "--yes")).exit_code == 1
+    assert (await threshold("--tenant", str(uuid4()), "--usd", "1", "--yes")).exit_code == 1
+    scopes: tuple[tuple[str, ...], ...] = (("--tenant", tenant), ())
+    for whose in scopes:
+        assert (await threshold(*whose, "--usd", "default", "--yes")).exit_code == 0
+    assert orjson.loads((await threshold("--json")).stdout)["chosen"] == []
+
+
+async def test_what_is_spent_is_shown_as_the_books_worker_says_it(
+    deps: Deps, client: httpx.AsyncClient
+) -> None:
+    internal = {"x-ainfera-internal-key": deps.settings.internal_key.get_secret_value()}
+
+    async def shown() -> dict[str, str]:
+        text = (await client.get("/metrics", headers=internal)).text
+        lines = [line for line in text.splitlines() if line.startswith("ainfera_cost_killswitch_")]
+        return dict(line.removeprefix("ainfera_cost_killswitch_").split() for line in lines)
+
+    assert (await shown())["spent_usd"] == "NaN"
+    await tell_spending(deps.redis, Spending(Decimal("1.5"), None, Decimal("0.25")))
+    found = await shown()
+    assert (found["spent_usd"], found["threshold_usd"]) == ("1.5", "+Inf")
+    assert found["closest_tenant_ratio"] == "0.25"
+    await tell_spending(deps.redis, Spending(Decimal("1.5"), Decimal(4), Decimal(0)))
+    assert (await shown())["threshold_usd"] == "4.0"

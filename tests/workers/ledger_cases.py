@@ -25,10 +25,14 @@ async def new_agent(
     funds: str = "10",
     per_call: str | None = None,
     daily: str | None = None,
+    *,
+    tenant_of: Agent | None = None,
 ) -> Agent:
-    """A tenant with one agent and a wallet that was topped up."""
-    tenant, agent, wallet = uuid4(), uuid4(), uuid4()
-    await db.execute("INSERT INTO tenants (id, name) VALUES ($1, 'a tenant')", tenant)
+    """A tenant, or another agent's, with one more agent and a wallet that was topped up."""
+    tenant = uuid4() if tenant_of is None else UUID(tenant_of.tenant_id)
+    agent, wallet = uuid4(), uuid4()
+    if tenant_of is None:
+        await db.execute("INSERT INTO tenants (id, name) VALUES ($1, 'a tenant')", tenant)
     await db.execute(
         """INSERT INTO agents (id, tenant_id, name, canonical_uri, did_web, public_key_pem,
                                private_key_sealed, per_call_cap_usd, daily_cap_usd)
@@ -143,6 +147,16 @@ async def call(db: Connection, function: str, *items: dict[str, Any]) -> list[as
 
 async def results(db: Connection, function: str, *items: dict[str, Any]) -> list[str]:
     return [row["result"] for row in await call(db, function, *items)]
+
+
+async def cap_tenant(db: Connection, agent: Agent, cap: str | None) -> asyncpg.Record:
+    row = await db.fetchrow(
+        "SELECT * FROM set_tenant_cap($1, $2)",
+        UUID(agent.tenant_id),
+        None if cap is None else Decimal(cap),
+    )
+    assert row is not None
+    return row
 
 
 async def wallet_of(db: Connection, agent: Agent) -> asyncpg.Record:

@@ -18,12 +18,15 @@ from sqlmodel import select
 
 import migrations
 from migrations.run import MIGRATION_LOCK
+from shared.attribution import CallAttributionRow
+from shared.audit_log import AuditLeafRow
 from shared.config import Settings
 from shared.db import APP_ROLE, Connection, Database, connect, driver_dsn, owner_engine
 from shared.dead_letters import DeadLetterRow
-from shared.domain.ledger import USAGE_ACCOUNT, AccountKind
+from shared.domain.ledger import PROVIDER_COST_ACCOUNT, AccountKind
 from shared.kept import KeptCallRow
-from shared.killswitch import KillswitchRow
+from shared.killswitch import KillswitchCallRow, KillswitchRow, KillswitchThresholdRow
+from shared.master_key import MasterKeyProofRow
 from shared.models import METADATA, AccountRow, LedgerEntryRow
 from shared.operators import OperatorEventRow
 from tests.workers.ledger_cases import call, ending, hold, new_agent
@@ -32,7 +35,17 @@ from tests.workers.letter_cases import burial
 CHANGES = ("UPDATE {} SET created_at = now()", "DELETE FROM {}", "TRUNCATE {}")
 APPEND_ONLY = ("transfers", "routing_outcomes", "receipts", "audit_events")
 # nouns whose tables are declared where their effects are
-ELSEWHERE = (DeadLetterRow, KeptCallRow, KillswitchRow, OperatorEventRow)
+ELSEWHERE = (
+    AuditLeafRow,
+    CallAttributionRow,
+    DeadLetterRow,
+    KeptCallRow,
+    KillswitchCallRow,
+    KillswitchRow,
+    KillswitchThresholdRow,
+    MasterKeyProofRow,
+    OperatorEventRow,
+)
 SEAL_BROKEN = asyncpg.RestrictViolationError
 
 
@@ -199,13 +212,13 @@ async def test_the_view_is_as_its_model_says(settings: Settings, app: Connection
             (entry,) = await session.scalars(
                 select(LedgerEntryRow).where(LedgerEntryRow.account_id == agent.wallet_id)
             )
-            usage = await session.get(AccountRow, USAGE_ACCOUNT)
+            usage = await session.get(AccountRow, PROVIDER_COST_ACCOUNT)
     finally:
         await db.aclose()
     assert (str(entry.amount), entry.kind) == ("3.000000000", "topup")
     assert entry.balance_after == entry.amount
     assert usage is not None
-    assert usage.kind == AccountKind.USAGE
+    assert usage.kind == AccountKind.PROVIDER_COST
 
 
 async def test_the_application_is_neither_superuser_nor_owner(settings: Settings) -> None:

@@ -339,9 +339,9 @@ async def test_a_hold_is_extended_over_the_pool(settings: Settings, ledger_db: C
     assert await results(ledger_db, OPEN, item) == ["OPENED"]
     db = Database(settings)
     try:
-        answer = await db.extend_hold(item["inference_id"], 1, Decimal(1))
+        answer = await db.enlarge_hold(item["inference_id"], 1, Decimal(1), 60)
         await db.ping()
     finally:
         await db.aclose()
-    assert answer == "EXTENDED"
+    assert answer["result"] == "EXTENDED"
     assert (await wallet_of(ledger_db, agent))["held"] == 2

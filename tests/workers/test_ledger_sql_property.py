@@ -4,10 +4,10 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import Decimal
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import orjson
 import pytest
@@ -16,10 +16,24 @@ from hypothesis import strategies as st
 
 from shared.db import APP_ROLE, Connection, connect
 from shared.domain.audit import draft
-from shared.domain.ledger import Caps, OpenOutcome, Wallet, admit, settle
+from shared.domain.ledger import (
+    Account,
+    AccountKind,
+    Budget,
+    Caps,
+    CorrectionOutcome,
+    OpenOutcome,
+    Transfer,
+    TransferKind,
+    Wallet,
+    admit,
+    correct,
+    settle,
+)
 from tests.workers.ledger_cases import (
     Agent,
     call,
+    cap_tenant,
     chain_of,
     ending,
     hold,
@@ -40,19 +54,33 @@ ends = st.lists(st.tuples(st.integers(0, 30), st.just(ZERO) | amounts), min_size
 steps = st.lists(
     st.tuples(st.just("open"), opens)
     | st.tuples(st.just("settle"), ends)
-    | st.tuples(st.just("extend"), st.lists(st.tuples(st.integers(0, 30), amounts), max_size=2)),
+    | st.tuples(st.just("extend"), st.lists(st.tuples(st.integers(0, 30), amounts), max_size=2))
+    | st.tuples(st.just("correct"), st.lists(st.tuples(st.integers(0, 30), amounts), max_size=3)),
     max_size=8,
 )
 
 
 @dataclass(slots=True)
 class Model:
-    """One agent as the pure rules see it; `holds` are its running calls."""
+    """One agent as the pure rules see it; `holds` are its running calls.
+
+    `moved` are its transfers, each with what was taken back of it; `cap` is the whole tenant's.
+    """
 
     agent: Agent
     wallet: Wallet
     caps: Caps
+    cap: Decimal | None
     holds: dict[str, Decimal] = field(default_factory=dict)
+    moved: list[tuple[Transfer, Decimal]] = field(default_factory=list)
+
+
+def budget_of(models: list[Model], today: date) -> Budget | None:
+    if models[0].cap is None:
+        return None
+    spent = sum((model.wallet.spent_on(today) for model in models), ZERO)
+    held = sum((model.wallet.held for model in models), ZERO)
+    return Budget(models[0].cap, spent, held)
 
 
 def plain(value: Decimal) -> str:
@@ -63,13 +91,17 @@ async def opened(db: Connection, models: list[Model], batch: list[tuple[int, Dec
     items = [hold(models[which].agent, plain(amount)) for which, amount in batch]
     rows = await call(db, "open_inferences", *items)
     today = await db.fetchval(TODAY)
-    for (which, amount), item, row in zip(batch, items, rows, strict=True):
-        model = models[which]
-        expected = admit(model.wallet, amount, model.caps, today)
+    # a batch goes from wallet to wallet, and within each in the order of its items
+    told = zip(batch, items, rows, strict=True)
+    for (which, amount), item, row in sorted(told, key=lambda t: models[t[0][0]].agent.wallet_id):
+        model, budget = models[which], budget_of(models, today)
+        expected = admit(model.wallet, amount, model.caps, today, budget=budget)
         model.wallet = expected.wallet
         assert (row["result"], row["cap"]) == (expected.outcome, expected.cap)
         assert (row["balance"], row["held"]) == (model.wallet.balance, model.wallet.held)
         assert row["spent_today"] == model.wallet.spent_on(today)
+        if expected.outcome is OpenOutcome.TENANT_CAP:
+            assert budget == Budget(row["cap"], row["tenant_spent"], row["tenant_held"])
         if expected.outcome is OpenOutcome.OPENED:
             model.holds[item["inference_id"]] = amount
 
@@ -87,6 +119,52 @@ async def settled(db: Connection, models: list[Model], batch: list[tuple[int, De
         model.wallet = expected.wallet
         assert (row["result"], row["charged"]) == ("SETTLED", expected.charged)
         assert row["balance"] == model.wallet.balance
+        await note_usage(db, model, item["inference_id"])
+
+
+async def note_usage(db: Connection, model: Model, inference: str) -> None:
+    row = await db.fetchrow(
+        "SELECT * FROM transfers WHERE inference_id = $1 AND kind = 'usage'", UUID(inference)
+    )
+    if row is not None:
+        usage = Transfer(
+            row["id"],
+            row["debit_account"],
+            row["credit_account"],
+            row["amount"],
+            TransferKind.USAGE,
+            row["inference_id"],
+        )
+        model.moved.append((usage, ZERO))
+
+
+async def corrected(db: Connection, models: list[Model], batch: list[tuple[int, Decimal]]) -> None:
+    """Transfers are taken back in part, corrections among them."""
+    for n, amount in batch:
+        places = [(model, place) for model in models for place in range(len(model.moved))]
+        if not places:
+            return
+        model, place = places[n % len(places)]
+        original, before = model.moved[place]
+        kind = AccountKind.WALLET
+        if original.credit_account != model.agent.wallet_id:
+            kind = AccountKind.PROVIDER_COST
+        payer = Account(original.credit_account, kind, model.wallet.balance, model.wallet.held)
+        expected = correct(uuid4(), original, before, amount, payer)
+        row = await db.fetchrow(
+            "SELECT * FROM correct_transfer($1, $2, $3)",
+            uuid4() if expected.transfer is None else expected.transfer.id,
+            original.id,
+            amount,
+        )
+        assert row is not None
+        assert (row["result"], row["remaining"]) == (expected.outcome, expected.remaining)
+        if expected.outcome is CorrectionOutcome.CREATED and expected.transfer is not None:
+            back = amount if expected.transfer.credit_account == model.agent.wallet_id else -amount
+            model.wallet = replace(model.wallet, balance=model.wallet.balance + back)
+            model.moved[place] = (original, before + amount)
+            model.moved.append((expected.transfer, ZERO))
+        assert row["balance"] == model.wallet.balance
 
 
 async def extended(db: Connection, models: list[Model], batch: list[tuple[int, Decimal]]) -> None:
@@ -95,7 +173,9 @@ async def extended(db: Connection, models: list[Model], batch: list[tuple[int, D
         model, inference = running[n % len(running)]
         answer = await db.fetchval("SELECT extend_hold($1, 1, $2)", UUID(inference), extra)
         held = model.holds[inference]
-        expected = admit(model.wallet, extra, model.caps, await db.fetchval(TODAY), held)
+        today = await db.fetchval(TODAY)
+        budget = budget_of(models, today)
+        expected = admit(model.wallet, extra, model.caps, today, held, budget)
         model.wallet = expected.wallet
         if expected.outcome is OpenOutcome.OPENED:
             assert answer == "EXTENDED"
@@ -104,25 +184,30 @@ async def extended(db: Connection, models: list[Model], batch: list[tuple[int, D
             assert answer == expected.outcome
 
 
-STEPS = {"open": opened, "settle": settled, "extend": extended}
+STEPS = {"open": opened, "settle": settled, "extend": extended, "correct": corrected}
 
 
 @settings(
-    max_examples=40,
+    max_examples=60,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(limits=st.lists(st.tuples(limits, limits), min_size=2, max_size=2), story=steps)
+@given(
+    limits=st.lists(st.tuples(limits, limits), min_size=2, max_size=2), whole=limits, story=steps
+)
 async def test_the_database_and_the_rule_agree(
     ledger_db: Connection,
     limits: list[tuple[Decimal | None, Decimal | None]],
+    whole: Decimal | None,
     story: list[tuple[str, list[tuple[int, Decimal]]]],
 ) -> None:
-    models = []
+    models: list[Model] = []
     for per_call, daily in limits:
         told = [None if limit is None else plain(limit) for limit in (per_call, daily)]
-        agent = await new_agent(ledger_db, "6", *told)
-        models.append(Model(agent, Wallet(Decimal(6)), Caps(per_call, daily)))
+        first = models[0].agent if models else None
+        agent = await new_agent(ledger_db, "6", told[0], told[1], tenant_of=first)
+        models.append(Model(agent, Wallet(Decimal(6)), Caps(per_call, daily), whole))
+    await cap_tenant(ledger_db, models[0].agent, None if whole is None else plain(whole))
     for step, batch in story:
         await STEPS[step](ledger_db, models, batch)
     for model in models:

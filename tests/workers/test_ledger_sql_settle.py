@@ -9,7 +9,7 @@ import pytest
 from shared.db import Connection
 from shared.domain.ledger import (
     LOSSES_ACCOUNT,
-    USAGE_ACCOUNT,
+    PROVIDER_COST_ACCOUNT,
 )
 from tests.workers.ledger_cases import (
     call,
@@ -54,7 +54,10 @@ async def test_a_settlement_leaves_everything_that_a_call_must_leave(ledger_db: 
         "SELECT * FROM transfers WHERE inference_id = $1", UUID(inference)
     )
     assert moved is not None
-    assert (moved["debit_account"], moved["credit_account"]) == (agent.wallet_id, USAGE_ACCOUNT)
+    assert (moved["debit_account"], moved["credit_account"]) == (
+        agent.wallet_id,
+        PROVIDER_COST_ACCOUNT,
+    )
     assert (moved["kind"], moved["amount"]) == ("usage", Decimal("0.75"))
     assert moved["debit_balance_after"] == Decimal("9.25")
     stored = await ledger_db.fetchrow("SELECT * FROM inferences WHERE id = $1", UUID(inference))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from shared.domain.billing import at_least_written
 from shared.domain.dialects import ProviderWire
 from shared.domain.inference import (
     DONE_FRAME,
@@ -24,7 +25,6 @@ from shared.domain.inference import (
     ToolCallDelta,
     Usage,
 )
-from shared.domain.pricing import estimated_usage
 from shared.stream import decode_frames
 from workers.providers.faults import provider_error
 
@@ -127,8 +127,7 @@ class Reading(ABC):
         """Usage of an answer that broke: the output is what was written by our own count."""
         if usage is None or not usage.total_input:
             return None
-        written = estimated_usage(0, self._written).output_tokens
-        return replace(usage, output_tokens=max(usage.output_tokens, written), estimated=True)
+        return at_least_written(usage, self._written)
 
 
 class Translating(Reading):

@@ -1,0 +1,105 @@
+"""JSON Schemas of what finance and agents' owners read, for the document."""
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+_ID: Schema = {"type": "string", "format": "uuid"}
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+_USD: Schema = {"type": "string", "description": "US dollars.", "pattern": r"^-?\d+(\.\d{1,9})?$"}
+_MOMENT: Schema = {"type": "string", "format": "date-time"}
+_TEXT: Schema = {"type": "string"}
+_FLAG: Schema = {"type": "boolean"}
+
+
+def _thing(properties: Schema) -> Schema:
+    """An object; all of its fields are always there."""
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _list(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+_SHARE: Schema = _or_null({"type": "number", "minimum": 0, "maximum": 1})
+_PAGE: Schema = {"has_more": _FLAG, "next_cursor": _or_null(_ID)}
+_SPENT: Schema = {"calls": _COUNT, "cost_usd": _USD}
+_PURSE: Schema = {
+    "agent_id": _ID,
+    "balance_usd": _USD,
+    "available_usd": _USD,
+    "held_usd": _USD,
+}
+
+
+def _sums(noun: str, name: str) -> Schema:
+    row = _thing({name: _TEXT, **_SPENT, "first_at": _MOMENT, "last_at": _MOMENT})
+    return _thing({noun: _list(row)})
+
+
+COMPONENTS: Schema = {
+    "UsageBySession": _sums("sessions", "session_id"),
+    "UsageByParentAgent": _sums("parent_agents", "parent_agent_id"),
+    "UsageDaily": _thing(
+        {
+            "days": _list(
+                _thing(
+                    {
+                        "date": {"type": "string", "format": "date", "description": "UTC."},
+                        **_SPENT,
+                        "by_status": _thing(dict.fromkeys(("ok", "fallback", "error"), _COUNT)),
+                    }
+                )
+            ),
+            "totals": _thing(_SPENT),
+        }
+    ),
+    "CapsRollup": _thing(
+        {
+            "agents": _COUNT,
+            "policies_set": _COUNT,
+            "budget": _thing({"set": _USD, "used_usd": _USD}),
+            "latency_p50_ms": _or_null(_COUNT),
+            "breaches": _thing({"quality": _COUNT, "reliability": _COUNT}),
+        }
+    ),
+    "AgentMetrics": _thing(
+        {
+            "agent_id": _ID,
+            "window_hours": _COUNT,
+            **_SPENT,
+            "latency_p50_ms": _or_null(_COUNT),
+            "latency_p95_ms": _or_null(_COUNT),
+            "error_rate": _SHARE,
+            "fallback_rate": _SHARE,
+            "top_models": _list(_thing({"model": _TEXT, **_SPENT})),
+        }
+    ),
+    "Wallet": _thing(_PURSE),
+    "Wallets": _thing({"wallets": _list(_thing({**_PURSE, "name": _TEXT})), **_PAGE}),
+    "Ledger": _thing(
+        {
+            "agent_id": _ID,
+            "balance_usd": _USD,
+            "entries": _list(
+                _thing(
+                    {
+                        "id": _ID,
+                        "agent_id": _ID,
+                        "amount_usd": _USD,
+                        "balance_after_usd": _or_null(_USD),
+                        "kind": _TEXT,
+                        "memo": _or_null(_TEXT),
+                        "inference_id": _or_null(_ID),
+                        "created_at": _MOMENT,
+                    }
+                )
+            ),
+            **_PAGE,
+        }
+    ),
+}

@@ -1,0 +1,153 @@
+"""`fleet killswitch threshold` and `statement`: what may be spent, and what a switch did."""
+
+import sys
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+from sqlalchemy import delete, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlmodel import col
+
+from shared.closing_statement import CSV_HEADER, find_switch, read_statement, statement_pages
+from shared.domain.spending import ALL, Thresholds
+from shared.domain.spreadsheet import csv_line
+from shared.killswitch import KillswitchThresholdRow
+from shared.models import TenantRow
+from shared.operators import record_act, this_operator
+from workers.development import say
+from workers.terminal import AsJson, Stores, Yes, ask_first, fail, run, say_json, stores
+
+NO_THRESHOLD, AS_SET = "off", "default"
+LARGEST_USD = Decimal(10) ** 11
+
+TenantOption = Annotated[UUID | None, typer.Option(help="One tenant; without it, the system.")]
+UsdOption = Annotated[
+    str, typer.Option(help="Dollars in the window; `off`: none; `default`: as the settings say.")
+]
+AsCsv = Annotated[bool, typer.Option("--csv", help="All calls as CSV, on standard output.")]
+SwitchArgument = Annotated[
+    UUID | None, typer.Argument(help="An engagement; without it, the newest.")
+]
+
+
+def threshold_command(
+    tenant: TenantOption = None, usd: UsdOption = "", yes: Yes = False, as_json: AsJson = False
+) -> None:
+    """Say what may be spent before the killswitch engages by itself, or set it with --usd.
+
+    Example: fleet killswitch threshold --tenant 0199… --usd 250
+    """
+    if usd:
+        scope = ALL if tenant is None else str(tenant)
+        amount = _amount(usd)
+        whose = "the whole system" if scope == ALL else f"tenant {scope}"
+        ask_first(f"Set the threshold of {whose} to {usd}?", yes)
+        run(_set(scope, usd, amount))
+    told = run(_thresholds())
+    if as_json:
+        say_json(told)
+        return
+    say(f"In {told['window_seconds']} s: system {_said(told['system_usd'])},")
+    say(f"each tenant {_said(told['tenant_usd'])}.")
+    for chosen in told["chosen"]:
+        say(f"{chosen['scope']}: {_said(chosen['threshold_usd'])}, set by {chosen['set_by']}")
+
+
+def _said(usd: Any) -> str:
+    return "no threshold" if usd is None else f"{usd} USD"
+
+
+def _amount(written: str) -> Decimal | None:
+    """Dollars; None for the two words. Exits for anything else."""
+    if written in (NO_THRESHOLD, AS_SET):
+        return None
+    try:
+        amount = Decimal(written)
+    except InvalidOperation:
+        fail(f"{written!r} is no amount; write dollars, `off` or `default`.")
+    places = amount.as_tuple().exponent
+    if not amount.is_finite() or not 0 < amount < LARGEST_USD or int(places) < -9:
+        fail(f"{written!r} is no amount above zero with at most nine places.")
+    return amount
+
+
+async def _set(scope: str, written: str, amount: Decimal | None) -> None:
+    async with stores() as opened, opened.db.session() as session:
+        if scope != ALL and await session.get(TenantRow, UUID(scope)) is None:
+            fail(f"There is no tenant {scope}.")
+        actor = this_operator()
+        if written == AS_SET:
+            mine = col(KillswitchThresholdRow.scope) == scope
+            await session.execute(delete(KillswitchThresholdRow).where(mine))
+        else:
+            values = {"threshold_usd": amount, "set_by": actor}
+            setting = insert(KillswitchThresholdRow).values(scope=scope, **values)
+            await session.execute(
+                setting.on_conflict_do_update(index_elements=["scope"], set_=values)
+            )
+        await record_act(session, "killswitch.threshold", scope, actor=actor, usd=written)
+        await session.commit()
+
+
+async def _thresholds() -> dict[str, Any]:
+    async with stores() as opened, opened.db.session() as session:
+        rows = list(await session.scalars(select(KillswitchThresholdRow)))
+        chosen = {row.scope: row.threshold_usd for row in rows}
+        settings = opened.settings
+    thresholds = Thresholds(settings.killswitch_system_usd, settings.killswitch_tenant_usd, chosen)
+    return {
+        "window_seconds": settings.killswitch_window_s,
+        "system_usd": thresholds.of(ALL),
+        "tenant_usd": thresholds.tenant,
+        "chosen": [
+            {"scope": row.scope, "threshold_usd": row.threshold_usd, "set_by": row.set_by}
+            for row in rows
+        ],
+    }
+
+
+def statement_command(
+    switch: SwitchArgument = None, as_csv: AsCsv = False, as_json: AsJson = False
+) -> None:
+    """The closing statement: why it was engaged, what it stopped, what was under way, its end.
+
+    Example: fleet killswitch statement --csv > statement.csv
+    """
+    if as_csv:
+        run(_write_csv(switch))
+        return
+    statement = run(_statement(switch))
+    if as_json:
+        say_json(statement)
+        return
+    say(f"{statement['id']}, {statement['scope']}: engaged {statement['engaged_at']}")
+    say(f"  by {statement['engaged_by']}: {statement['reason']}")
+    say(f"  stopped {statement['stopped']['calls']} calls")
+    way = statement["under_way"]
+    say(f"  {way['calls']} were under way ({way['let_in_late']} of them let in late) and cost")
+    say(f"  {way['cost_usd']} USD; {way['running']} still run and hold {way['held_usd']} USD")
+    ended = statement["released_at"]
+    say(f"  released {ended} by {statement['released_by']}" if ended else "  still engaged")
+
+
+async def _statement(switch: UUID | None) -> dict[str, Any]:
+    async with stores() as opened, opened.db.session() as session:
+        return await read_statement(session, await _found(opened, switch))
+
+
+async def _write_csv(switch: UUID | None) -> None:
+    async with stores() as opened:
+        found = await _found(opened, switch)
+        sys.stdout.write(csv_line(CSV_HEADER))
+        async for page in statement_pages(opened.db, found):
+            sys.stdout.write("".join(csv_line(row) for row in page))
+
+
+async def _found(opened: Stores, switch: UUID | None) -> Any:
+    async with opened.db.session() as session:
+        found = await find_switch(session, switch)
+    if found is None:
+        fail("There is no such engagement of the killswitch.")
+    return found
