@@ -12,12 +12,14 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Iterable
+from datetime import datetime
 from typing import Any, cast
 
 from arq.connections import create_pool, log_redis_info
 from arq.constants import job_key_prefix, keep_cronjob_progress
 from arq.cron import CronJob
 from arq.jobs import deserialize_job_raw
+from arq.utils import to_unix_ms
 from arq.worker import Retry, Worker
 from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
@@ -162,19 +164,25 @@ class FleetWorker(Worker):
         return [Claim.unpack(row) for row in rows]
 
     async def _keep_time(self) -> None:
-        """arq's cron, but not while drained: it would catch up every fire that was missed."""
-        now = self.loop.time()
-        if not self.cron_jobs or now - self._last_cron < FALL_BACK_POLL_S:
-            return
-        self._last_cron = now
-        if self._drained:
-            for job in self.cron_jobs:
-                job.next_run = None
-        else:
-            await self.heart_beat()
+        """arq's cron by the store's clock, as is what is due; a host's own may jump, or be wrong.
 
-    async def record_health(self) -> None:
-        """arq's own sign of life is not needed: the registry has a line for each worker."""
+        A fire that was missed is not made up for, nor is one while the worker is drained.
+        """
+        if not self.cron_jobs or self.loop.time() - self._last_cron < FALL_BACK_POLL_S:
+            return
+        self._last_cron = self.loop.time()
+        seconds, us = await self.pool.time()
+        now = datetime.fromtimestamp(seconds + us / 1_000_000, self.timezone)
+        for job in self.cron_jobs:
+            if self._drained:
+                job.next_run = None
+            elif job.next_run is None and not job.run_at_startup:
+                job.calculate_next(now)
+            elif (due := job.next_run or now) <= now:
+                job.calculate_next(now)
+                await self.pool.enqueue_job(
+                    job.name, _job_id=f"{job.name}:{to_unix_ms(due)}", _defer_until=due
+                )
 
     async def _listen(self) -> None:
         """Wait for the bell while there is room for a job."""

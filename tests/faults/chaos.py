@@ -38,6 +38,8 @@ LONG_S = 180.0
 AWAY_S, MOMENT_S = 30.0, 6.0
 # a hold outlives the longest absence, as it does with the product's settings
 LEAST_HOLD_S = 30
+# where a run makes a few faults only, as those without a guard do
+FEW_S = 12
 # after which the books have looked at all that has run out
 BOOKS_S = 30.0
 # what is said of one finding; the table has more
@@ -67,7 +69,8 @@ class Plan:
 
     @property
     def hold_ttl_s(self) -> int:
-        return LEAST_HOLD_S + int(self.away_s)
+        least = FEW_S if self.only else LEAST_HOLD_S
+        return least + int(self.away_s)
 
 
 async def chaos(seed: int, plan: Plan, log: Path | None = None) -> Report:

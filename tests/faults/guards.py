@@ -81,7 +81,8 @@ def missed(red: Sequence[str], tree: Path) -> tuple[bool, str]:
     except subprocess.TimeoutExpired:
         return False, f"no end within {PATIENCE_S:.0f} s"
     noticed = [line for line in done.stdout.splitlines() if is_notice(line)]
-    return done.returncode == 1 and bool(noticed), "; ".join(noticed[:3])[:200]
+    by = "; ".join(noticed[:2]).replace("|", "").replace("  ", " ")
+    return done.returncode == 1 and bool(noticed), by[:160]
 
 
 def is_notice(line: str) -> bool:

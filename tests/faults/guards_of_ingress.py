@@ -70,8 +70,8 @@ GUARDS = (
         REPLY,
         (
             (
-                "            self._expected = max(self._expected, record.seq)\n",
-                "",
+                "if record.kind is RecordKind.FAIL and self._attempt and self._sent_data:",
+                "if not record:",
             ),
         ),
         ("tests/ingress/test_keeping.py", "-k", "later_attempt"),

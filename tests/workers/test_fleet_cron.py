@@ -2,9 +2,15 @@
 
 import asyncio
 import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
+import arq.connections
+import arq.worker
+import pytest
 from arq import cron
+from arq.utils import timestamp_ms
 from redis.asyncio import Redis
 
 from shared.fleet import ALL, drain, resume
@@ -89,4 +95,56 @@ async def test_a_drained_worker_does_not_make_up_for_the_fires_it_missed(
     await until(lambda: len(fires) >= seen + 3)
     due = [int(each.rpartition(":")[2]) / 1000 for each in fires]
     assert [at for at in due if missed_from < at < missed_to] == []
+    await worker.stop()
+
+
+class Clock:
+    """A host's time of day, which is wrong by some minutes."""
+
+    def __init__(self) -> None:
+        self.minutes = 0
+
+    def datetime(self) -> type[datetime]:
+        clock = self
+
+        class Wrong(datetime):
+            @classmethod
+            def now(cls, tz: tzinfo | None = None) -> Any:
+                return datetime.now(tz) + timedelta(minutes=clock.minutes)
+
+        return Wrong
+
+    def stamp(self, honest: Callable[[], int]) -> Callable[[], int]:
+        return lambda: honest() + self.minutes * 60_000
+
+
+@pytest.mark.parametrize(("at_first", "then"), [(10, 10), (-10, -10), (0, -10), (0, 10)])
+async def test_cron_goes_by_the_stores_clock(
+    redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch, at_first: int, then: int
+) -> None:
+    """Whether the host's own is wrong from the start, or is set while the worker runs."""
+    clock, fires = Clock(), list[str]()
+    clock.minutes = at_first
+    monkeypatch.setattr(arq.worker, "datetime", clock.datetime())
+    monkeypatch.setattr("workers.fleet.datetime", clock.datetime(), raising=False)
+    stamp = clock.stamp(timestamp_ms)
+    monkeypatch.setattr(arq.connections, "timestamp_ms", stamp)
+
+    async def fire(ctx: dict[str, Any]) -> None:
+        fires.append(ctx["job_id"])
+
+    async def job(ctx: dict[str, Any], name: str) -> None:
+        return None
+
+    each_second = cron(fire, name="cron:fire", second=set(range(60)))
+    worker = Running(
+        redis_url, job, queue_name=BOOKS_QUEUE, arq_jobs="arq:job:", cron_jobs=[each_second]
+    )
+    await until(lambda: len(fires) >= 2)
+    clock.minutes = then
+    seen = len(fires)
+    await until(lambda: len(fires) >= seen + 3)
+    assert len(set(fires)) == len(fires)
+    now_s = (await redis.time())[0]
+    assert all(abs(int(each.rpartition(":")[2]) / 1000 - now_s) < 60 for each in fires)
     await worker.stop()

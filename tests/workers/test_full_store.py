@@ -85,3 +85,20 @@ async def test_a_full_store_gives_out_what_waits(redis: Redis, redis_url: str) -
         await until(lambda: len(ran) == len(sent))
         await running.stop()
     assert sorted(ran) == sorted(str(each.inference_id) for each in sent)
+
+
+async def test_a_full_store_notes_an_order_to_stop(redis: Redis, redis_url: str) -> None:
+    stops: list[bool] = []
+
+    async def job(ctx: dict[str, Any], inference_id: str) -> None:
+        stops.append(ctx["stop"])
+
+    sent = envelope()
+    queue = InferenceQueue(redis)
+    await queue.enqueue(sent)
+    async with full(redis):
+        await queue.stop(sent.inference_id)
+    running = Running(redis_url, job, lease_s=LEASE_S)
+    await until(lambda: stops != [])
+    await running.stop()
+    assert stops == [True]
