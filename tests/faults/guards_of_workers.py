@@ -179,8 +179,8 @@ GUARDS = (
                 "    try:\n        await settle(call, plan, ending, deps)\n",
             ),
             (
-                "    call.tokens = ending.usage.limited\n    tell_the_end(call, ending, completed)\n",
-                "    call.tokens = ending.usage.limited\n",
+                "ending.usage.limited\n    tell_the_end(call, ending, completed)\n",
+                "ending.usage.limited\n",
             ),
         ),
         ("chaos", "--seed", "14", "--minutes", "0.3", "--only", "Postgres"),
