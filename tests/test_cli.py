@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from typer.testing import CliRunner, Result
 
 from shared.queue import INFERENCE_QUEUE
-from workers.cli import main
+from workers.cli import COMPOSE_PASSWORDS, main
 from workers.presence import Presence
 
 
@@ -124,7 +124,9 @@ def test_secrets_are_written_for_their_owner_alone_and_over_nothing(tmp_path: Pa
     assert (done.exit_code, done.stdout) == (0, "")
     assert to.stat().st_mode & 0o777 == 0o600
     written = to.read_text()
-    assert written.count("\n") == 6
+    names = [line.partition("=")[0] for line in written.splitlines()]
+    assert names[:2] == ["AINFERA_MASTER_KEY", "AINFERA_INTERNAL_KEY"]
+    assert names[2:] == list(COMPOSE_PASSWORDS)
     again = fleet("secrets", "--write", str(to))
     assert again.exit_code == 1
     assert to.read_text() == written

@@ -1,5 +1,6 @@
 """One call in the hands of a worker, and how it can end."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
@@ -57,6 +58,7 @@ class Call:
     `reached` is set before the first provider is asked: from then on something may be owed.
     `late`: its client was told that it will not be started.
     `tokens` are what a call that is settled used, as limits count them.
+    `hold_on` ends an attempt that was overtaken while this process stood still.
     """
 
     envelope: Envelope
@@ -69,6 +71,7 @@ class Call:
     reached: bool = False
     late: bool = False
     tokens: int | None = None
+    hold_on: Callable[[], Awaitable[None]] | None = None
     # as text, because that is how every record of the call names them
     inference_id: str = field(init=False)
     receipt_id: str = field(init=False)

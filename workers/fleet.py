@@ -13,6 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Iterable
 from datetime import datetime
+from functools import partial
 from typing import Any, cast
 
 from arq.connections import create_pool, log_redis_info
@@ -25,10 +26,11 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 
 from shared.fleet import BEAT_S, WorkerState
-from shared.lanes import CLAIM, DONE, DONE_KEEP, FINISH, HANDED_BACK, RENEW, SERVE, QueueKeys
+from shared.lanes import CLAIM, DONE, DONE_KEEP, FINISH, HANDED_BACK, SERVE, QueueKeys
 from shared.queue import JOB_TTL_MS
 from shared.valkey import reachable
 from workers.claims import Claim, End
+from workers.leases import Leases
 from workers.presence import Presence
 
 log = logging.getLogger(__name__)
@@ -45,9 +47,10 @@ class FleetWorker(Worker):
 
     `ctx` of a job has arq's `job_id` and `job_try`, `payload`: the bytes enqueued beside the
     job, or None, `stop`, `late` and `handed_back` as in `Claim`, `age_s`: how long ago it was
-    accepted, by the store's clock, and `used`, where the job may say how many `tokens` it used, for
-    the limits of the key that asked. A job that raises `Retry`, or is cancelled by a shutdown, is
-    due again; any other end deletes it.
+    accepted, by the store's clock, `used`, where the job may say how many `tokens` it used, for
+    the limits of the key that asked, and `hold_on`, to be awaited before what is better not done
+    twice: it ends a job that another worker has by now. A job that raises `Retry`, or is
+    cancelled by a shutdown, is due again; any other end deletes it.
     `jobs_per_tenant` of the slots are one tenant's at most.
     `arq_jobs` is the prefix of the jobs that arq's own `enqueue_job` makes (cron does), or ""
     for a queue that takes none, whose keys then all are in one slot of a cluster.
@@ -65,10 +68,10 @@ class FleetWorker(Worker):
         super().__init__(*args, **kwargs)
         self.presence = Presence(kind, self.queue_name)
         self.worker_id = self.presence.worker_id
-        self._lease_us = int(lease_s * 1_000_000)
         self._tenant_slots = min(jobs_per_tenant or self.max_jobs, self.max_jobs)
         self._arq_jobs = arq_jobs
         self._keys = QueueKeys(self.queue_name)
+        self._leases = Leases(self._keys, lease_s, self.worker_id, self.job_tasks)
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -91,7 +94,7 @@ class FleetWorker(Worker):
             )
         await reachable(self.pool, START_PATIENCE_S)
         self._claim: AsyncScript = self.pool.register_script(CLAIM)
-        self._renew: AsyncScript = self.pool.register_script(RENEW)
+        self._leases.open(self.pool)
         self._finish: AsyncScript = self.pool.register_script(FINISH)
         self._serve: AsyncScript = self.pool.register_script(SERVE)
         self.presence.open(self.pool)
@@ -103,7 +106,7 @@ class FleetWorker(Worker):
         await self._say_hello()
         self._background = [
             self.loop.create_task(self._listen(), name="bell"),
-            self.loop.create_task(self._keep_leases(), name="leases"),
+            self.loop.create_task(self._leases.keep(), name="leases"),
             self.loop.create_task(self._finisher(), name="finisher"),
             self.loop.create_task(self._keep_saying(), name="presence"),
         ]
@@ -142,6 +145,7 @@ class FleetWorker(Worker):
 
     async def _claim_up_to(self, limit: int) -> list[Claim]:
         keys = self._keys
+        leased_until = self._leases.from_now()
         free = [
             part
             for tenant, held in self._held.items()
@@ -152,7 +156,7 @@ class FleetWorker(Worker):
             keys=[keys.queue, keys.lease, keys.bell, keys.passed],
             args=[
                 limit,
-                self._lease_us,
+                self._leases.lease_us,
                 self.worker_id,
                 self._arq_jobs,
                 self._tenant_slots,
@@ -161,7 +165,10 @@ class FleetWorker(Worker):
             ],
         )
         self._gave_turn_away = bool(gave_turn_away)
-        return [Claim.unpack(row) for row in rows]
+        claims = [Claim.unpack(row) for row in rows]
+        for claim in claims:
+            self._leases.begin(claim.key, leased_until)
+        return claims
 
     async def _keep_time(self) -> None:
         """arq's cron by the store's clock, as is what is due; a host's own may jump, or be wrong.
@@ -246,6 +253,7 @@ class FleetWorker(Worker):
         if self._runs.get(claim.job_id) is self.tasks.pop(claim.key, None):
             self._runs.pop(claim.job_id, None)
         self.job_tasks.pop(claim.key, None)
+        self._leases.end(claim.key)
         self._note_room()
 
     async def _call_function(self, claim: Claim, used: dict[str, int]) -> int:
@@ -266,6 +274,7 @@ class FleetWorker(Worker):
             "handed_back": claim.handed_back,
             "used": used,
             "age_s": claim.age_us / 1_000_000,
+            "hold_on": partial(self._leases.hold_on, claim.key),
         }
         if self.on_job_start:
             await self.on_job_start(ctx)
@@ -276,30 +285,7 @@ class FleetWorker(Worker):
         # another worker's clock may bring it to the same fire of a cron job a little later
         return DONE_KEEP if isinstance(function, CronJob) else DONE
 
-    # -- leases and ends --------------------------------------------------------------------
-
-    async def _keep_leases(self) -> None:
-        """Renew thrice per lease; a job that was lost to another worker stops here."""
-        while True:
-            await asyncio.sleep(self._lease_us / 3_000_000)
-            if not self.job_tasks:
-                continue
-            runs = [part for key in self.job_tasks for part in key.rsplit(":", 1)]
-            try:
-                lost = await self._renew(
-                    keys=[self._keys.queue, self._keys.lease],
-                    args=[self._lease_us, self.worker_id, *runs],
-                )
-            except (RedisError, OSError):
-                continue
-            self._drop_lost([key.decode() for key in lost])
-
-    def _drop_lost(self, keys: Iterable[str]) -> None:
-        for key in keys:
-            task = self.job_tasks.get(key)
-            if task is not None and not task.done():
-                log.warning("lease_lost", extra={"job_id": key.rpartition(":")[0]})
-                task.cancel()
+    # -- ends -------------------------------------------------------------------------------
 
     async def _finisher(self) -> None:
         while True:

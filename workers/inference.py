@@ -80,17 +80,17 @@ async def run_inference(ctx: Mapping[str, Any], inference_id: str) -> None:
         remains.tell(set_aside(), deps)
         await bury(remains, WORKERS_LOST, set_aside(), deps)
         return
-    await attempt_once(remains, envelope, ctx.get("age_s", 0.0), deps, ctx.get("used", {}))
+    await attempt_once(remains, envelope, ctx, deps)
 
 
 async def attempt_once(
-    remains: Remains, envelope: Envelope, age_s: float, deps: Deps, used: dict[str, int]
+    remains: Remains, envelope: Envelope, ctx: Mapping[str, Any], deps: Deps
 ) -> None:
     """One attempt at a call. A bug that comes before any provider was asked buries it."""
     call = None
     try:
-        call = take_up(envelope, remains.attempt, age_s, deps)
-        call.late = remains.late
+        call = take_up(envelope, remains.attempt, ctx.get("age_s", 0.0), deps)
+        call.late, call.hold_on = remains.late, ctx.get("hold_on")
         if envelope.kept and not await take_kept(call, deps):
             return
         await carry_out(call, deps)
@@ -106,7 +106,7 @@ async def attempt_once(
         raise
     finally:
         if call is not None and call.tokens is not None:
-            used["tokens"] = call.tokens
+            ctx.get("used", {})["tokens"] = call.tokens
 
 
 def tell_failure(call: Call | None, remains: Remains, failure: Failure, deps: Deps) -> None:
@@ -244,6 +244,8 @@ async def ask_until_answered(call: Call, plan: Plan, deps: Deps) -> Ending:
     held_usd = plan.hold_usd
     call.reached = True
     for asked, candidate in enumerate(plan.candidates):
+        if call.hold_on is not None:
+            await call.hold_on()
         asking = Asking(call, plan, candidate, held_usd, deps)
         try:
             with deps.cancellations.watch(call.inference_id):

@@ -19,6 +19,8 @@ from tests.faults.clients import Heard
 from tests.faults.provider import NumberingProvider
 
 SHOWN = 4
+# keys of the queue that do not belong to a job
+STAYS = ("bell", "passed", "turn", "claims", "served")
 # honest, and all that is left to say when a worker died between its commit and its last word
 ANSWER_LOST = b"was settled by an earlier attempt"
 READ_LATE_S = 0.02
@@ -148,7 +150,7 @@ async def ask_stores(connection: Any, redis: Redis, findings: Findings) -> None:
         findings.note(promise, [dict(row) for row in await connection.fetch(query)])
     findings.note("chains are dense and verify", [fault async for fault in chains(connection)])
     left = [key async for key in redis.scan_iter(match=f"{INFERENCE_QUEUE}:*", count=1000)]
-    harmless = tuple(f"{INFERENCE_QUEUE}:{end}" for end in ("bell", "passed", "turn", "claims"))
+    harmless = {f"{INFERENCE_QUEUE}:{end}" for end in STAYS}
     findings.note("no job is left over", [key for key in left if key.decode() not in harmless])
 
 

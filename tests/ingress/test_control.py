@@ -33,7 +33,7 @@ async def test_what_is_not_understood_is_passed_over(
                 b'{"type":"stop"}',
                 b'{"type":"stop","scope":[]}',
             ):
-                assert await redis.publish(CONTROL_CHANNEL, said) == 1
+                assert await redis.publish(CONTROL_CHANNEL, said) >= 1  # others listen too
             await give_order(redis, "stop", scope="all")
             assert await obeyed.get() == "all"
         await listener.aclose()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.queue import InferenceQueue, Priority
 from tests.workers.running import KEYS, Running, envelope, keys_left, until
@@ -119,3 +120,55 @@ async def test_a_workers_own_clock_has_no_say(
     for worker in workers:
         await worker.stop()
     assert tries == [1]
+
+
+async def test_who_stood_still_past_its_lease_does_nothing_twice(
+    redis: Redis, redis_url: str
+) -> None:
+    """What it was about to do when it was stopped, another worker may have done by now."""
+    done: list[int] = []
+    stopped, woken = asyncio.Event(), asyncio.Event()
+
+    async def job(ctx: dict[str, Any], inference_id: str) -> None:
+        await ctx["hold_on"]()  # asks nobody: the lease is young
+        if ctx["job_try"] == 1:
+            stopped.set()
+            await woken.wait()
+        await ctx["hold_on"]()
+        done.append(ctx["job_try"])
+
+    frozen = Running(redis_url, job, lease_s=600)  # no renewal tells it before it wakes
+    sent = envelope()
+    await InferenceQueue(redis).enqueue(sent)
+    await stopped.wait()
+    await redis.zadd(KEYS.lease, {str(sent.inference_id): 1})
+    frozen.worker.allow_pick_jobs = False
+    other = Running(redis_url, job, lease_s=600)
+    await until(lambda: done == [2])
+    leases = frozen.worker._leases
+    leases.begin(f"{sent.inference_id}:1", asyncio.get_running_loop().time())
+    woken.set()
+    await until(lambda: not frozen.worker.tasks)
+    await frozen.stop()
+    await other.stop()
+    assert done == [2]
+
+
+async def test_a_store_that_is_away_ends_no_run(redis: Redis, redis_url: str) -> None:
+    done: list[int] = []
+
+    async def job(ctx: dict[str, Any], inference_id: str) -> None:
+        leases = worker.worker._leases
+        renew, leases._renew = leases._renew, away  # type: ignore[assignment]
+        leases.begin(f"{inference_id}:1", 0)
+        await ctx["hold_on"]()
+        leases._renew = renew
+        done.append(ctx["job_try"])
+
+    async def away(**_: Any) -> None:
+        raise RedisConnectionError("nobody is there")
+
+    worker = Running(redis_url, job)
+    await InferenceQueue(redis).enqueue(envelope())
+    await until(lambda: done == [1])
+    await worker.stop()

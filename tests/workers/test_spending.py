@@ -11,6 +11,7 @@ from uuid import UUID
 import orjson
 import pytest_asyncio
 from redis.asyncio import Redis
+from sqlalchemy import text
 
 from shared.closing_statement import CSV_HEADER, find_switch, read_statement, statement_pages
 from shared.config import Settings
@@ -25,13 +26,20 @@ from tests.workers.ledger_cases import Agent, call, ending, hold, new_agent
 from workers.spending import THRESHOLD, SpendWatch
 
 Watch = Callable[..., SpendWatch]
+FREE_SO_FAR = text(
+    "INSERT INTO killswitch_thresholds (scope, threshold_usd, set_by)"
+    " SELECT id::text, NULL, 'test' FROM tenants"
+)
 STOPPED: dict[str, Any] = {"refused": True, "code": "cost_killswitch_engaged"}
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def db(settings: Settings) -> AsyncIterator[Database]:
-    """After each test nothing is engaged, and no threshold of an operator's is left."""
+    """Who was there before the test has no threshold, and after it nothing is engaged."""
     opened = Database(settings)
+    async with opened.everyone() as session:
+        await session.execute(FREE_SO_FAR)
+        await session.commit()
     yield opened
     async with opened.everyone() as session:
         for row in await engaged_switches(session):
