@@ -23,6 +23,8 @@ SQL_TESTS = tuple(
     for name in ("test_ledger_sql", "test_ledger_sql_settle", "test_dead_letters_sql")
 )
 FULL_TESTS = ("tests/workers/test_full_store.py",)
+LEASES = "workers/leases.py"
+KILL_TESTS = ("tests/workers/test_fleet_kills.py",)
 CLOCK_TESTS = ("tests/workers/test_clocks.py",)
 KEPT_TESTS = ("tests/workers/test_kept.py",)
 
@@ -327,5 +329,17 @@ GUARDS = (
             ),
         ),
         ("tests/workers/test_fleet.py", "-k", "shutdown"),
+    ),
+    Guard(
+        "asking: who stood still asks whose the call is",
+        STORY,
+        (("            await call.hold_on()", "            pass"),),
+        CLOCK_TESTS,
+    ),
+    Guard(
+        "leases: what may have run out is asked for",
+        LEASES,
+        (("if asyncio.get_running_loop().time() < self._until.get(key, 0):", "if key:"),),
+        KILL_TESTS,
     ),
 )

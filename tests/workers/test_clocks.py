@@ -15,7 +15,7 @@ from shared.queue import InferenceQueue
 from tests.workers.running import Running, envelope, until
 from workers.asking import time_left
 from workers.call import Outcome
-from workers.inference import refused_before_hold
+from workers.inference import ask_until_answered, refused_before_hold
 
 # an ingress ten minutes behind and one ten minutes ahead, as its envelopes show it
 ACCEPTED_AT = [1.0, 4e9]
@@ -92,3 +92,15 @@ def test_no_call_is_too_late_by_a_clock_of_ours(accepted_at: float) -> None:
     assert time_left(a_call(20, accepted_at), deps) == 270
     assert time_left(a_call(20, accepted_at, background=True), deps) == 290
     assert 0 < time_left(a_call(299, accepted_at), deps) < 1
+
+
+async def test_each_provider_is_asked_by_an_attempt_that_is_not_overtaken() -> None:
+    """Who stood still, before the first or between two, may find that another has the call."""
+
+    async def overtaken() -> None:
+        raise asyncio.CancelledError
+
+    call = SimpleNamespace(hold_on=overtaken, reached=False)
+    plan = SimpleNamespace(hold_usd=1, candidates=[SimpleNamespace(slug="a model")])
+    with pytest.raises(asyncio.CancelledError):
+        await ask_until_answered(cast(Any, call), cast(Any, plan), cast(Any, SimpleNamespace()))
