@@ -68,14 +68,9 @@ GUARDS = (
     ),
     Guard(
         "a worker that lost its lease stops the job",
-        FLEET,
-        (
-            (
-                "                task.cancel()\n\n    async def _finisher",
-                "\n    async def _finisher",
-            ),
-        ),
-        ("tests/workers/test_fleet.py",),
+        LEASES,
+        (("                task.cancel()\n", ""),),
+        KILL_TESTS,
     ),
     Guard(
         "settle: an older attempt is fenced off",
