@@ -38,13 +38,6 @@ def refused(reason: str) -> float:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def app(database_url: str) -> AsyncIterator[Connection]:
-    connection = await connect(database_url, APP_ROLE, "test")
-    yield connection
-    await connection.close()
-
-
-@pytest_asyncio.fixture(loop_scope="session")
 async def db(settings: Settings) -> AsyncIterator[Database]:
     database = Database(settings)
     yield database

@@ -51,14 +51,6 @@ SEAL_BROKEN = asyncpg.RestrictViolationError
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def app(database_url: str) -> AsyncIterator[Connection]:
-    """As the application connects."""
-    connection = await connect(database_url, APP_ROLE, "test")
-    yield connection
-    await connection.close()
-
-
-@pytest_asyncio.fixture(loop_scope="session")
 async def owner(owner_url: str) -> AsyncIterator[Connection]:
     connection = await connect(owner_url, None, "test")
     yield connection

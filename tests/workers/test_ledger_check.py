@@ -10,9 +10,9 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from shared.db import APP_ROLE, Connection, connect
+from shared.db import Connection, connect
 from shared.domain.books import Proof, Proved, Scope, in_order
-from tests.workers.books_cases import Books, keep_books
+from tests.workers.books_cases import Books
 from tests.workers.ledger_cases import new_agent
 from workers.ledger_check import ask, prove, snapshot
 from workers.ledger_proofs import PROOFS
@@ -283,21 +283,6 @@ OF_BOTH_TENANTS = {
 }
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def books(database_url: str) -> Books:
-    connection = await connect(database_url, APP_ROLE, "test")
-    kept = await keep_books(connection)
-    await connection.close()
-    return kept
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def app(database_url: str) -> AsyncIterator[Connection]:
-    connection = await connect(database_url, APP_ROLE, "test")
-    yield connection
-    await connection.close()
-
-
 @pytest_asyncio.fixture(loop_scope="session")
 async def spoiling(superuser_url: str) -> AsyncIterator[Connection]:
     """A transaction in which nothing is guarded, and of which nothing stays."""
@@ -315,7 +300,7 @@ def broken(proved: list[Proved]) -> set[str]:
     return {each.proof.name for each in proved if each.wrong}
 
 
-async def test_books_in_order_are_proved(app: Connection, books: Books) -> None:
+async def test_books_in_order_are_proved(app: Connection, kept_books: Books) -> None:
     proved = await prove(app)
     assert broken(proved) == set()
     assert in_order(proved)
@@ -333,9 +318,11 @@ def test_every_proof_has_something_planted_for_it() -> None:
 
 
 @pytest.mark.parametrize("what", PLANTED)
-async def test_what_was_planted_is_found(what: str, spoiling: Connection, books: Books) -> None:
+async def test_what_was_planted_is_found(
+    what: str, spoiling: Connection, kept_books: Books
+) -> None:
     statement, expected = PLANTED[what]
-    names: dict[str, Any] = {name: getattr(books, name) for name in asdict(books)}
+    names: dict[str, Any] = {name: getattr(kept_books, name) for name in asdict(kept_books)}
     await spoiling.execute(statement.format(**names, nobody=uuid4()))
     proved = [await ask(spoiling, proof) for proof in PROOFS]
     assert broken(proved) == expected
@@ -345,21 +332,23 @@ async def test_what_was_planted_is_found(what: str, spoiling: Connection, books:
     assert in_order(proved) is all(each.proof.informs for each in proved if each.wrong)
 
 
-async def test_the_offence_is_named(spoiling: Connection, books: Books) -> None:
-    await spoiling.execute("UPDATE receipts SET cost_usd = 9 WHERE inference_id = $1", books.free)
+async def test_the_offence_is_named(spoiling: Connection, kept_books: Books) -> None:
+    await spoiling.execute(
+        "UPDATE receipts SET cost_usd = 9 WHERE inference_id = $1", kept_books.free
+    )
     found = {proof.name: await ask(spoiling, proof) for proof in PROOFS}
     offence = found["receipts_are_what_was_settled"].offences[0]
-    assert offence.id == str(books.free)
+    assert offence.id == str(kept_books.free)
     assert offence.detail == "receipt 9.000000000, charged , written off "
 
 
 @pytest.mark.parametrize("of", ["agent", "other"])
 async def test_a_tenant_is_judged_by_its_own_books(
-    spoiling: Connection, books: Books, of: str
+    spoiling: Connection, kept_books: Books, of: str
 ) -> None:
     """Each proof keeps to whom it was asked about, in what it counts and in what it finds."""
-    mine = UUID(getattr(books, of).tenant_id)
-    names: dict[str, Any] = {name: getattr(books, name) for name in asdict(books)}
+    mine = UUID(getattr(kept_books, of).tenant_id)
+    names: dict[str, Any] = {name: getattr(kept_books, name) for name in asdict(kept_books)}
     for what in PLANTED.keys() - OF_BOTH_TENANTS:
         nested = spoiling.transaction()
         await nested.start()
@@ -369,9 +358,13 @@ async def test_a_tenant_is_judged_by_its_own_books(
         await nested.rollback()
 
 
-async def test_a_day_is_judged_by_what_happened_in_it(spoiling: Connection, books: Books) -> None:
+async def test_a_day_is_judged_by_what_happened_in_it(
+    spoiling: Connection, kept_books: Books
+) -> None:
     today = datetime.now(UTC).date()
-    await spoiling.execute("UPDATE receipts SET cost_usd = 9 WHERE inference_id = $1", books.free)
+    await spoiling.execute(
+        "UPDATE receipts SET cost_usd = 9 WHERE inference_id = $1", kept_books.free
+    )
     for day, found in ((today, True), (today - timedelta(days=1), False)):
         proved = [await ask(spoiling, proof, Scope(day=day)) for proof in PROOFS]
         assert ("receipts_are_what_was_settled" in broken(proved)) is found
@@ -384,7 +377,7 @@ async def test_a_day_is_judged_by_what_happened_in_it(spoiling: Connection, book
 
 
 async def test_it_sees_one_moment_and_writes_nothing(
-    app: Connection, ledger_db: Connection, books: Books
+    app: Connection, ledger_db: Connection, kept_books: Books
 ) -> None:
     """Money that moves in the middle of a check is not half seen."""
     begun: list[Proof] = []

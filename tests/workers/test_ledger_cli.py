@@ -9,28 +9,18 @@ from typing import Any
 import asyncpg
 import orjson
 import pytest
-import pytest_asyncio
 from typer.testing import Result
 
-from shared.db import APP_ROLE, connect
 from shared.domain.books import TRIAL_HEADINGS
 from tests.test_cli import fleet
-from tests.workers.books_cases import Books, keep_books
+from tests.workers.books_cases import Books
 from workers.ledger_proofs import PROOFS
 
 Ledger = Callable[..., Any]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def books(database_url: str) -> Books:
-    connection = await connect(database_url, APP_ROLE, "test")
-    kept = await keep_books(connection)
-    await connection.close()
-    return kept
-
-
 @pytest.fixture
-def ledger(database_url: str, redis_url: str, books: Books) -> Ledger:
+def ledger(database_url: str, redis_url: str, kept_books: Books) -> Ledger:
     """`fleet ledger …` in a thread: it runs an event loop of its own."""
 
     async def run(*words: str) -> Result:
@@ -50,27 +40,27 @@ async def test_it_says_what_it_proved(ledger: Ledger) -> None:
 
 
 async def test_it_fails_with_the_first_ids(
-    ledger: Ledger, superuser_url: str, books: Books
+    ledger: Ledger, superuser_url: str, kept_books: Books
 ) -> None:
     connection: Any = await asyncpg.connect(superuser_url)
     change = "UPDATE accounts SET balance = balance + $2 WHERE id = $1"
-    await connection.execute(change, books.agent.wallet_id, 1)
+    await connection.execute(change, kept_books.agent.wallet_id, 1)
     try:
         broken = await ledger("check")
         answer = await ledger("check", "--json")
-        theirs = await ledger("check", "--tenant", books.other.tenant_id)
+        theirs = await ledger("check", "--tenant", kept_books.other.tenant_id)
     finally:
-        await connection.execute(change, books.agent.wallet_id, -1)
+        await connection.execute(change, kept_books.agent.wallet_id, -1)
         await connection.close()
     assert broken.exit_code == 1
     assert "BROKEN     Every wallet's balance is the sum of its transfers. (1 of" in broken.stdout
-    assert f"           {books.agent.wallet_id}: has " in broken.stdout
+    assert f"           {kept_books.agent.wallet_id}: has " in broken.stdout
     assert f"1 of {len(PROOFS)} proofs are broken: balances_are_folds." in broken.stdout
     assert answer.exit_code == 1
     told = orjson.loads(answer.stdout)
     assert told["in_order"] is False
     [offence] = [each["offences"] for each in told["proofs"] if not each["holds"]]
-    assert [each["id"] for each in offence] == [str(books.agent.wallet_id)]
+    assert [each["id"] for each in offence] == [str(kept_books.agent.wallet_id)]
     assert theirs.exit_code == 0
 
 
@@ -82,7 +72,7 @@ async def test_a_day_leaves_out_what_needs_all_of_them(ledger: Ledger) -> None:
     assert (await ledger("check", "--day", "31.1.2026")).exit_code == 2
 
 
-async def test_finance_reads_a_trial_balance(ledger: Ledger, books: Books) -> None:
+async def test_finance_reads_a_trial_balance(ledger: Ledger, kept_books: Books) -> None:
     done = await ledger("trial-balance")
     assert done.exit_code == 0, done.stderr
     heading, *_, last = done.stdout.rstrip().splitlines()
@@ -90,21 +80,21 @@ async def test_finance_reads_a_trial_balance(ledger: Ledger, books: Books) -> No
     assert last.split() == ["sum", "80.500000001", "80.500000001", "0.000000000"]
 
 
-async def test_it_is_csv_for_their_spreadsheets(ledger: Ledger, books: Books) -> None:
-    done = await ledger("trial-balance", "--tenant", books.agent.tenant_id, "--csv")
+async def test_it_is_csv_for_their_spreadsheets(ledger: Ledger, kept_books: Books) -> None:
+    done = await ledger("trial-balance", "--tenant", kept_books.agent.tenant_id, "--csv")
     heading, *lines, total = csv.reader(io.StringIO(done.stdout))
     assert tuple(heading) == TRIAL_HEADINGS
-    wallet = next(line for line in lines if line[1] == str(books.agent.wallet_id))
+    wallet = next(line for line in lines if line[1] == str(kept_books.agent.wallet_id))
     assert wallet == [
-        *("wallet", str(books.agent.wallet_id), "an agent"),
+        *("wallet", str(kept_books.agent.wallet_id), "an agent"),
         *("2.250000001", "53.750000000", "51.499999999"),
     ]
-    assert str(books.other.wallet_id) not in done.stdout
+    assert str(kept_books.other.wallet_id) not in done.stdout
     assert total[3] == total[4]
 
 
-async def test_a_call_has_a_trial_balance_of_its_own(ledger: Ledger, books: Books) -> None:
-    done = await ledger("trial-balance", "--inference", str(books.dearer), "--json")
+async def test_a_call_has_a_trial_balance_of_its_own(ledger: Ledger, kept_books: Books) -> None:
+    done = await ledger("trial-balance", "--inference", str(kept_books.dearer), "--json")
     told = orjson.loads(done.stdout)
     moved = {
         line["kind"]: (line["debits_usd"], line["credits_usd"])
