@@ -19,6 +19,16 @@ BODY: dict[str, Any] = {"model": "gpt-5.5", "messages": [{"role": "user", "conte
 Kept = tuple[dict[str, Any], dict[str, str]]
 KEYED: Kept = ({}, {"idempotency-key": "a key"})
 IN_BACKGROUND: Kept = ({"background": True}, {})
+SLOW_COMMIT = """
+CREATE FUNCTION slow_commit() RETURNS trigger LANGUAGE plpgsql AS
+  'BEGIN PERFORM pg_advisory_xact_lock(4711); RETURN NULL; END';
+CREATE CONSTRAINT TRIGGER slow_commit AFTER INSERT ON kept_calls DEFERRABLE INITIALLY DEFERRED
+  FOR EACH ROW EXECUTE FUNCTION slow_commit();
+"""
+COMMITTING = """
+SELECT count(*) FROM pg_stat_activity
+ WHERE datname = current_database() AND state = 'active' AND query ILIKE 'COMMIT%'
+"""
 
 
 async def states(database_url: str, agent_id: str) -> list[str]:
@@ -100,24 +110,24 @@ async def test_a_database_that_says_nothing_is_not_waited_for(
     more, headers = kept
     monkeypatch.setattr("ingress.kept.CALL_PATIENCE_S", 0.1)
     monkeypatch.setattr("shared.kept.WITHDRAW_EVERY_S", 0.05)
-    # it waits when it has read the statement, and goes on in spite of a client that is gone
+    # the commit waits at the server, and goes on in spite of a client that is gone
     monkeypatch.setattr("asyncpg.connection.Connection._cancel", _no_cancel)
     locking = await asyncpg.connect(superuser_url)
-    await locking.execute("BEGIN")
-    await locking.execute("LOCK TABLE kept_calls IN SHARE MODE")
+    await locking.execute(SLOW_COMMIT)
+    await locking.execute("SELECT pg_advisory_lock(4711)")
     answer = await client.post(
         "/v1/inference", json={**BODY, **more}, headers={**new["auth"], **headers}
     )
     assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
-    await locking.execute("COMMIT")
+    await locking.execute("SELECT pg_advisory_unlock(4711)")
+    async with asyncio.timeout(10):
+        while await locking.fetchval(COMMITTING):
+            await asyncio.sleep(0.01)
+        while [task for task in asyncio.all_tasks() if task.get_name() == "withdraw"]:
+            await asyncio.sleep(0.01)
+    await locking.execute("DROP FUNCTION slow_commit() CASCADE")
     await locking.close()
-    written = 0
-    for _ in range(100):
-        written = len(await states(database_url, new["agent_id"]))
-        await asyncio.sleep(0.02)
-        if not [task for task in asyncio.all_tasks() if task.get_name() == "withdraw"]:
-            break
-    assert written == 0
+    assert await states(database_url, new["agent_id"]) == []
 
 
 async def _no_cancel(*_: object) -> None:
