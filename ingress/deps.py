@@ -43,7 +43,7 @@ class Drain:
         if self.begun:
             raise Draining(
                 "This instance of the gateway is being stopped and takes no new calls; nothing was "
-                "charged. Send the request again: another instance has it."
+                "charged. Send the request again, to another instance if there is one."
             )
 
 

@@ -34,6 +34,8 @@ Scores by class and time are `class * CLASS_SPAN + us`: whole numbers that a dou
 from shared.limiting import ADMIT, RELEASE
 
 WINDOW_S = 5
+# a worker is heard from every second, whether it takes jobs or is drained
+DRAINED_AFTER_S = 2
 # First line of a script: a store that has reached `maxmemory` runs it all the same. For what
 # gives out, renews and ends jobs, which takes next to no room: with every lease that could not
 # be renewed a call in flight would be lost. What enqueues is refused there.
@@ -72,8 +74,9 @@ end
 # jobs, longest wait (us), most jobs in a lane, longest silence of the workers (us), how long ago
 # the call was accepted (us), and what it asks of its key's limits, if the key has any; then the
 # answer's last part is where the key stands.
-# Interactive jobs are refused where no worker has been there for so long. Where nobody knows,
-# the time begins with the first job: a worker may be about to start.
+# Interactive jobs are refused where no worker has been there for so long; sooner, where one says
+# that it is drained and no other has been there since. Where nobody knows, the time begins with
+# the first job: a worker may be about to start.
 # A lane is too old by its first job. The queue is too old when the lane whose turn comes next
 # has waited too long for it, for so long would a newcomer wait: a tenant with a long queue of
 # its own refuses nobody else.
@@ -82,7 +85,7 @@ ENQUEUE = (
     + _WAIT
     + ADMIT
     + f"""
-local WINDOW = {WINDOW_S} * 1000000
+local WINDOW, DRAINED = {WINDOW_S} * 1000000, {DRAINED_AFTER_S} * 1000000
 local function rate()  -- claims in a thousand seconds, of late
   local window = math.floor(now / WINDOW)
   local kept = redis.call('HMGET', q .. ':claims', window, window - 1)
@@ -108,9 +111,11 @@ if ARGV[7] == '1' and lane:sub(1, 1) == '0' then
   local served = redis.call('HMGET', q .. ':served', 'seen', 'drained')
   if not served[1] then
     redis.call('HSET', q .. ':served', 'seen', now)
-  elseif now - served[1] > patience then
-    local drained = served[2] and now - served[2] <= patience
-    return refuse(drained and 'DRAINED' or 'UNSERVED', 0)
+  else
+    local silent, drained = now - served[1], served[2] and now - served[2]
+    -- who is drained says so, and so it is known what the silence of the others means
+    if drained and drained <= DRAINED and silent > DRAINED then return refuse('DRAINED', 0) end
+    if silent > patience then return refuse('UNSERVED', 0) end
   end
 end
 if ARGV[7] == '1' and depth > 0 then

@@ -8,7 +8,7 @@ import pytest_asyncio
 from redis.asyncio import Redis
 
 from shared.fleet import drain, resume
-from shared.lanes import CLAIM, SERVE
+from shared.lanes import CLAIM, DRAINED_AFTER_S, SERVE
 from shared.queue import (
     DRAINED_RETRY_S,
     JOB_TTL_MS,
@@ -32,10 +32,10 @@ async def serve(redis: Redis, word: str = "seen") -> None:
     await redis.register_script(SERVE)(keys=[KEYS.queue], args=[word])
 
 
-async def pass_time(redis: Redis, word: str = "seen") -> None:
+async def pass_time(redis: Redis, word: str = "seen", away_us: int = AWAY_US) -> None:
     """As if it were so long ago that a worker said this."""
     hashes: Any = redis  # redis-py types its hash commands for both of its clients at once
-    await hashes.hincrby(KEYS.served, word, -AWAY_US)
+    await hashes.hincrby(KEYS.served, word, -away_us)
 
 
 async def claim(redis: Redis, lease_us: int = 60_000_000) -> list[Claim]:
@@ -73,12 +73,14 @@ async def test_without_a_worker_new_calls_are_refused(redis: Redis, queue: Infer
 
 async def test_a_drained_fleet_says_so(redis: Redis, queue: InferenceQueue) -> None:
     await serve(redis)
-    await pass_time(redis)
     await serve(redis, "drained")
+    assert (await queue.enqueue(envelope())).result == "QUEUED"  # another worker may be there
+    await pass_time(redis, away_us=DRAINED_AFTER_S * 1_000_000)
     refused = await queue.enqueue(envelope())
     assert (refused.result, refused.retry_after_s) == ("DRAINED", DRAINED_RETRY_S)
     assert refused.refusal is not None
     assert (refused.refusal.status, refused.refusal.code) == (503, "draining")
+    await pass_time(redis)
     await pass_time(redis, "drained")
     assert (await queue.enqueue(envelope())).result == "UNSERVED"
 
