@@ -68,14 +68,6 @@ async def chat_completions(request: Request) -> Response:
     return await answer(request, Dialect.OPENAI)
 
 
-# reached past the framework's routing, see `RequestContext`
-CALLS = {
-    "/v1/inference": native_inference,
-    "/v1/messages": messages,
-    "/v1/chat/completions": chat_completions,
-}
-
-
 @router.post("/v1/messages/count_tokens", response_model=None, openapi_extra=openapi.count(LEAST))
 async def count_tokens(request: Request) -> Response:
     """How many input tokens a Messages body holds, by the estimate that decisions use."""
@@ -86,6 +78,15 @@ async def count_tokens(request: Request) -> Response:
     return Response(
         orjson.dumps({"input_tokens": estimate_input_tokens(call)}), media_type="application/json"
     )
+
+
+# reached past the framework's routing, see `RequestContext`; they bound what they read themselves
+CALLS = {
+    "/v1/inference": native_inference,
+    "/v1/messages": messages,
+    "/v1/messages/count_tokens": count_tokens,
+    "/v1/chat/completions": chat_completions,
+}
 
 
 async def answer(request: Request, dialect: Dialect) -> Response:
