@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -16,7 +16,7 @@ from sqlmodel import col
 from ingress.auth import Caller, current_caller, not_found, own_agent, parse_id
 from ingress.deps import Deps, get_deps, session
 from ingress.limits import default_limits
-from ingress.wire import Text, moment
+from ingress.wire import AwareMoment, Text, moment
 from shared.api_keys import (
     Key,
     KeyNotFound,
@@ -58,7 +58,7 @@ class NewKey(BaseModel):
 
     agent_id: str | None = None
     scopes: Annotated[list[Scope], Field(min_length=1)]
-    expires_at: AwareDatetime | None = None
+    expires_at: AwareMoment | None = None
     label: Annotated[Text, Field(max_length=128)] | None = None
     limits: Limits = Limits()
 
@@ -143,10 +143,16 @@ async def own_key(s: AsyncSession, key_id: str, caller: Caller) -> Key:
 
 
 async def caller_key(s: AsyncSession, caller: Caller) -> Key:
-    """The key that asks, as it is now: what is known in memory may be a minute old."""
+    """The key that asks, as it is now: what is known in memory may be a minute old.
+
+    Raises `Forbidden` for one that hands out nothing: a secret that was replaced, perhaps because
+    it had leaked, would else outlive its overlap in one that it makes.
+    """
     key = await lock_key(s, UUID(caller.key_id))
     if key.newest.revoked_at is not None:
         raise Forbidden("This key was revoked.")
+    if str(key.newest.id) != caller.secret_id:
+        raise Forbidden("This secret was replaced by a newer one, which can make keys and secrets.")
     return key
 
 

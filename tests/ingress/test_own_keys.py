@@ -137,6 +137,35 @@ async def test_the_newest_secret_is_the_last_one_given_whoever_began_first(
         assert [each.id for each in key.secrets][1:] == given
 
 
+async def test_a_secret_that_was_replaced_hands_out_nothing(
+    client: httpx.AsyncClient, sign_up: SignUp
+) -> None:
+    new = await sign_up()
+    made = await make(client, new["auth"])
+    old, path = bearer(made), f"/v1/keys/{made.json()['id']}/rotate"
+    fresh = await client.post(path, json={"overlap_seconds": 3600}, headers=old)
+    assert fresh.status_code == 200, fresh.text
+    # whoever has the old one, because it leaked, would keep the owner out for good
+    for refused in (
+        await client.post(path, json={"overlap_seconds": 0}, headers=old),
+        await make(client, old),
+    ):
+        assert refused.status_code == 403, refused.text
+        assert "was replaced" in refused.json()["message"]
+    assert await works(client, old)
+    assert await works(client, bearer(fresh))
+    assert (await client.post(path, headers=bearer(fresh))).status_code == 200
+
+
+async def test_a_moment_that_utc_does_not_have_is_refused(
+    client: httpx.AsyncClient, sign_up: SignUp
+) -> None:
+    new = await sign_up()
+    for moment in ("9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00"):
+        refused = await make(client, new["auth"], expires_at=moment)
+        assert (refused.status_code, refused.json()["detail"]["param"]) == (400, "expires_at")
+
+
 async def test_a_revoked_key_ends_with_all_its_secrets_everywhere(
     two: Ingresses, client: httpx.AsyncClient, sign_up: SignUp, deps: Deps
 ) -> None:
