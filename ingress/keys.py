@@ -21,7 +21,9 @@ from shared.api_keys import (
     Key,
     KeyNotFound,
     Minted,
+    TooManySecrets,
     Wish,
+    count_keys,
     create_key,
     grant_of,
     list_keys,
@@ -40,6 +42,7 @@ router = APIRouter()
 Admin = Annotated[Caller, Depends(current_caller)]
 
 LONGEST_OVERLAP_S = 30 * 24 * 3600
+MOST_SECRETS_LISTED = 2_000
 LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent_calls")
 
 Rate = Annotated[int, Field(ge=1, le=LARGEST_RATE)]
@@ -71,11 +74,16 @@ class Rotation(BaseModel):
 
 @router.get("/v1/keys")
 async def list_own_keys(request: Request, caller: Admin, all: bool = False) -> dict[str, Any]:
-    """The tenant's keys that work, with `all=true` also the others; of a bound key, its agent's."""
+    """The tenant's keys that work, with `all=true` also the others; of a bound key, its agent's.
+
+    Of their secrets the newest 2,000.
+    """
     deps = get_deps(request)
     bound_to = UUID(caller.bound_to) if caller.bound_to is not None else None
     async with session(deps.db, caller.tenant) as s:
-        keys = await list_keys(s, caller.tenant, agent_id=bound_to, everything=all)
+        keys = await list_keys(
+            s, caller.tenant, agent_id=bound_to, everything=all, most=MOST_SECRETS_LISTED
+        )
     return {"keys": [key_view(key, deps) for key in keys]}
 
 
@@ -108,7 +116,10 @@ async def rotate_own_key(
         key = await own_key(s, key_id, caller)
         # who may replace a secret gets it
         refuse_wider(key.grant(default_limits(deps.settings)), await caller_key(s, caller), deps)
-        minted = await rotate_key(s, key, overlap, actor_of(caller))
+        try:
+            minted = await rotate_key(s, key, overlap, actor_of(caller))
+        except TooManySecrets as error:
+            raise Forbidden(str(error)) from error
         if minted is None:
             raise InvalidBody("The key does not work any more: make a new one.")
         await s.commit()
@@ -172,7 +183,7 @@ async def refuse_too_many(s: AsyncSession, caller: Caller, deps: Deps) -> None:
         select(col(TenantRow.id)).where(col(TenantRow.id) == caller.tenant).with_for_update()
     )
     most = deps.settings.keys_per_tenant
-    if len(await list_keys(s, caller.tenant, everything=False)) >= most:
+    if await count_keys(s, caller.tenant) >= most:
         raise Forbidden(f"There are {most} keys, which is as many as there may be. Revoke some.")
 
 
@@ -197,7 +208,7 @@ def compose(body: NewKey, caller: Caller, own: Key) -> Wish:
 
 async def tell(key: Key, deps: Deps) -> None:
     """Every ingress hears it within a second; one that cannot asks anew when it can."""
-    for each in key.secrets:
+    for each in key.newest_ones:
         deps.keyring.forget(each.key_hash)
     try:
         await tell_key_changed(deps.redis, key)
