@@ -113,9 +113,9 @@ async def rotate_own_key(
     deps = get_deps(request)
     overlap = timedelta(seconds=(body or Rotation()).overlap_seconds)
     async with session(deps.db, caller.tenant) as s:
-        key = await own_key(s, key_id, caller)
+        key, asking = await both_keys(s, key_id, caller)
         # who may replace a secret gets it
-        refuse_wider(key.grant(default_limits(deps.settings)), await caller_key(s, caller), deps)
+        refuse_wider(key.grant(default_limits(deps.settings)), asking, deps)
         try:
             minted = await rotate_key(s, key, overlap, actor_of(caller))
         except TooManySecrets as error:
@@ -165,6 +165,15 @@ async def caller_key(s: AsyncSession, caller: Caller) -> Key:
     if str(key.newest.id) != caller.secret_id:
         raise Forbidden("This secret was replaced by a newer one, which can make keys and secrets.")
     return key
+
+
+async def both_keys(s: AsyncSession, key_id: str, caller: Caller) -> tuple[Key, Key]:
+    """`own_key` and `caller_key`, locked in one order: two keys may name each other at once."""
+    if UUID(caller.key_id) < parse_id(key_id):
+        asking = await caller_key(s, caller)
+        return await own_key(s, key_id, caller), asking
+    key = await own_key(s, key_id, caller)
+    return key, await caller_key(s, caller)
 
 
 def refuse_wider(wanted: Grant, own: Key, deps: Deps) -> None:

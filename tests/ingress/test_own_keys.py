@@ -119,6 +119,23 @@ async def test_two_who_replace_a_secret_at_once_leave_one_that_lasts(
     assert [await works(client, bearer(each)) for each in done].count(True) == 1
 
 
+async def test_two_keys_that_replace_each_others_secrets_do_not_wait_for_each_other(
+    client: httpx.AsyncClient, sign_up: SignUp
+) -> None:
+    new = await sign_up()
+    for _ in range(5):
+        one, other = await make(client, new["auth"]), await make(client, new["auth"])
+        done = await asyncio.gather(
+            *[
+                client.post(f"/v1/keys/{of.json()['id']}/rotate", headers=bearer(by))
+                for of, by in ((one, other), (other, one)) * 2
+            ]
+        )
+        # once its own secret was replaced, a key is told so
+        assert {each.status_code for each in done} <= {200, 403}
+        assert 200 in {each.status_code for each in done}
+
+
 async def test_the_newest_secret_is_the_last_one_given_whoever_began_first(
     client: httpx.AsyncClient, sign_up: SignUp, deps: Deps
 ) -> None:
