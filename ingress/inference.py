@@ -1,5 +1,6 @@
 """Inference calls, in three dialects: authenticate, parse, mint the id, hand to the relay."""
 
+import asyncio
 import logging
 import random
 import time
@@ -35,6 +36,8 @@ router = APIRouter()
 
 FORWARDED_HEADERS = ("anthropic-version", "anthropic-beta", "tracestate")
 DEEPEST = 200
+# where the queue stands still, the order to stop a call may wait there with the call
+STOP_PATIENCE_S = 0.5
 
 
 LEAST = {
@@ -169,7 +172,8 @@ async def answer_interactive(
 async def unconfirmed(envelope: Envelope, deps: Deps) -> Response:
     """The queue may have the call or not: it shall not run for nobody, and its id is told."""
     with suppress(RedisError, OSError):
-        await order_stop(envelope.inference_id, deps)
+        async with asyncio.timeout(STOP_PATIENCE_S):
+            await order_stop(envelope.inference_id, deps)
     away = Unavailable(
         "The queue does not answer, so the call may or may not have been queued. If it was, it is "
         "stopped, or charged once, as the agent's wallet and ledger show. Retry; with an "
