@@ -45,7 +45,7 @@ from shared.config import VERSION, Settings, active_providers
 from shared.control import KEY_REVOKED, ControlListener
 from shared.db import Database
 from shared.domain.inference import Dialect
-from shared.errors import AinferaError, InternalError, InvalidBody, NotFound
+from shared.errors import AinferaError, InternalError, InvalidBody, NotFound, RequestTooLarge
 from shared.heap import settle_heap
 from shared.kept import KeptCalls
 from shared.keys import agent_key_sealer
@@ -186,6 +186,8 @@ def as_ainfera_error(error: Exception) -> AinferaError:
         return invalid_fields(error)
     if isinstance(error, HTTPException) and error.status_code == 404:
         return NotFound("There is nothing at this path.")
+    if isinstance(error, HTTPException) and error.status_code == 413:
+        return RequestTooLarge(str(error.detail))
     if isinstance(error, HTTPException):
         refused = InvalidBody(str(error.detail))
         refused.status = error.status_code  # type: ignore[misc]

@@ -50,10 +50,12 @@ class Caller:
     `agent_id` is the agent asked for, else the key's bound or default agent; None only for a
     tenant's key without a default. `bound_to` is the one agent that the key may act for, if it
     is bound. `policy` is a `CallerPolicy` as JSON. `limits` is None for a key without any. Ids are
-    in canonical text form; `key_id` is the same for all secrets of a key.
+    in canonical text form; `key_id` is the same for all secrets of a key, `secret_id` is that of
+    the one that was shown.
     """
 
     key_id: str
+    secret_id: str
     tenant_id: str
     agent_id: str | None
     bound_to: str | None
@@ -258,6 +260,7 @@ def _caller(
     limits = limits_of(key, defaults)
     return Caller(
         key_id=str(key.key_id),
+        secret_id=str(key.id),
         tenant_id=str(key.tenant_id),
         agent_id=str(agent.id) if agent is not None else None,
         bound_to=str(key.agent_id) if key.agent_id is not None else None,

@@ -1,6 +1,5 @@
 """Dead letters for operators: look at them, run one again, or end it for good."""
 
-from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -9,6 +8,7 @@ from redis.exceptions import RedisError
 
 from ingress.auth import not_found, require_internal
 from ingress.deps import everyone, get_deps
+from ingress.wire import Moment, Text
 from shared.dead_letters import LetterFilter, close_letter, find_letters, read_letter
 from shared.domain.attempts import LetterState
 from shared.errors import LetterNotDead
@@ -37,9 +37,9 @@ async def list_letters(
     request: Request,
     state: LetterState | Literal["any"] = LetterState.DEAD,
     tenant: UUID | None = None,
-    since: datetime | None = None,
-    code: str | None = None,
-    model: str | None = None,
+    since: Moment | None = None,
+    code: Text | None = None,
+    model: Text | None = None,
     limit: Annotated[int, Query(ge=1, le=MOST_LETTERS)] = 100,
 ) -> list[dict[str, Any]]:
     """The oldest letters that the filters mean; never what they carry."""

@@ -1,5 +1,6 @@
 """Inference calls, in three dialects: authenticate, parse, mint the id, hand to the relay."""
 
+import asyncio
 import logging
 import random
 import time
@@ -35,6 +36,8 @@ router = APIRouter()
 
 FORWARDED_HEADERS = ("anthropic-version", "anthropic-beta", "tracestate")
 DEEPEST = 200
+# where the queue stands still, the order to stop a call may wait there with the call
+STOP_PATIENCE_S = 0.5
 
 
 LEAST = {
@@ -68,14 +71,6 @@ async def chat_completions(request: Request) -> Response:
     return await answer(request, Dialect.OPENAI)
 
 
-# reached past the framework's routing, see `RequestContext`
-CALLS = {
-    "/v1/inference": native_inference,
-    "/v1/messages": messages,
-    "/v1/chat/completions": chat_completions,
-}
-
-
 @router.post("/v1/messages/count_tokens", response_model=None, openapi_extra=openapi.count(LEAST))
 async def count_tokens(request: Request) -> Response:
     """How many input tokens a Messages body holds, by the estimate that decisions use."""
@@ -86,6 +81,15 @@ async def count_tokens(request: Request) -> Response:
     return Response(
         orjson.dumps({"input_tokens": estimate_input_tokens(call)}), media_type="application/json"
     )
+
+
+# reached past the framework's routing, see `RequestContext`; they bound what they read themselves
+CALLS = {
+    "/v1/inference": native_inference,
+    "/v1/messages": messages,
+    "/v1/messages/count_tokens": count_tokens,
+    "/v1/chat/completions": chat_completions,
+}
 
 
 async def answer(request: Request, dialect: Dialect) -> Response:
@@ -168,7 +172,8 @@ async def answer_interactive(
 async def unconfirmed(envelope: Envelope, deps: Deps) -> Response:
     """The queue may have the call or not: it shall not run for nobody, and its id is told."""
     with suppress(RedisError, OSError):
-        await order_stop(envelope.inference_id, deps)
+        async with asyncio.timeout(STOP_PATIENCE_S):
+            await order_stop(envelope.inference_id, deps)
     away = Unavailable(
         "The queue does not answer, so the call may or may not have been queued. If it was, it is "
         "stopped, or charged once, as the agent's wallet and ledger show. Retry; with an "

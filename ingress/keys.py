@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -16,12 +16,14 @@ from sqlmodel import col
 from ingress.auth import Caller, current_caller, not_found, own_agent, parse_id
 from ingress.deps import Deps, get_deps, session
 from ingress.limits import default_limits
-from ingress.wire import Text, moment
+from ingress.wire import AwareMoment, Text, moment
 from shared.api_keys import (
     Key,
     KeyNotFound,
     Minted,
+    TooManySecrets,
     Wish,
+    count_keys,
     create_key,
     grant_of,
     list_keys,
@@ -40,6 +42,7 @@ router = APIRouter()
 Admin = Annotated[Caller, Depends(current_caller)]
 
 LONGEST_OVERLAP_S = 30 * 24 * 3600
+MOST_SECRETS_LISTED = 2_000
 LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent_calls")
 
 Rate = Annotated[int, Field(ge=1, le=LARGEST_RATE)]
@@ -58,7 +61,7 @@ class NewKey(BaseModel):
 
     agent_id: str | None = None
     scopes: Annotated[list[Scope], Field(min_length=1)]
-    expires_at: AwareDatetime | None = None
+    expires_at: AwareMoment | None = None
     label: Annotated[Text, Field(max_length=128)] | None = None
     limits: Limits = Limits()
 
@@ -71,11 +74,16 @@ class Rotation(BaseModel):
 
 @router.get("/v1/keys")
 async def list_own_keys(request: Request, caller: Admin, all: bool = False) -> dict[str, Any]:
-    """The tenant's keys that work, with `all=true` also the others; of a bound key, its agent's."""
+    """The tenant's keys that work, with `all=true` also the others; of a bound key, its agent's.
+
+    Of their secrets the newest 2,000.
+    """
     deps = get_deps(request)
     bound_to = UUID(caller.bound_to) if caller.bound_to is not None else None
     async with session(deps.db, caller.tenant) as s:
-        keys = await list_keys(s, caller.tenant, agent_id=bound_to, everything=all)
+        keys = await list_keys(
+            s, caller.tenant, agent_id=bound_to, everything=all, most=MOST_SECRETS_LISTED
+        )
     return {"keys": [key_view(key, deps) for key in keys]}
 
 
@@ -105,10 +113,13 @@ async def rotate_own_key(
     deps = get_deps(request)
     overlap = timedelta(seconds=(body or Rotation()).overlap_seconds)
     async with session(deps.db, caller.tenant) as s:
-        key = await own_key(s, key_id, caller)
+        key, asking = await both_keys(s, key_id, caller)
         # who may replace a secret gets it
-        refuse_wider(key.grant(default_limits(deps.settings)), await caller_key(s, caller), deps)
-        minted = await rotate_key(s, key, overlap, actor_of(caller))
+        refuse_wider(key.grant(default_limits(deps.settings)), asking, deps)
+        try:
+            minted = await rotate_key(s, key, overlap, actor_of(caller))
+        except TooManySecrets as error:
+            raise Forbidden(str(error)) from error
         if minted is None:
             raise InvalidBody("The key does not work any more: make a new one.")
         await s.commit()
@@ -143,11 +154,26 @@ async def own_key(s: AsyncSession, key_id: str, caller: Caller) -> Key:
 
 
 async def caller_key(s: AsyncSession, caller: Caller) -> Key:
-    """The key that asks, as it is now: what is known in memory may be a minute old."""
+    """The key that asks, as it is now: what is known in memory may be a minute old.
+
+    Raises `Forbidden` for one that hands out nothing: a secret that was replaced, perhaps because
+    it had leaked, would else outlive its overlap in one that it makes.
+    """
     key = await lock_key(s, UUID(caller.key_id))
     if key.newest.revoked_at is not None:
         raise Forbidden("This key was revoked.")
+    if str(key.newest.id) != caller.secret_id:
+        raise Forbidden("This secret was replaced by a newer one, which can make keys and secrets.")
     return key
+
+
+async def both_keys(s: AsyncSession, key_id: str, caller: Caller) -> tuple[Key, Key]:
+    """`own_key` and `caller_key`, locked in one order: two keys may name each other at once."""
+    if UUID(caller.key_id) < parse_id(key_id):
+        asking = await caller_key(s, caller)
+        return await own_key(s, key_id, caller), asking
+    key = await own_key(s, key_id, caller)
+    return key, await caller_key(s, caller)
 
 
 def refuse_wider(wanted: Grant, own: Key, deps: Deps) -> None:
@@ -166,7 +192,7 @@ async def refuse_too_many(s: AsyncSession, caller: Caller, deps: Deps) -> None:
         select(col(TenantRow.id)).where(col(TenantRow.id) == caller.tenant).with_for_update()
     )
     most = deps.settings.keys_per_tenant
-    if len(await list_keys(s, caller.tenant, everything=False)) >= most:
+    if await count_keys(s, caller.tenant) >= most:
         raise Forbidden(f"There are {most} keys, which is as many as there may be. Revoke some.")
 
 
@@ -191,7 +217,7 @@ def compose(body: NewKey, caller: Caller, own: Key) -> Wish:
 
 async def tell(key: Key, deps: Deps) -> None:
     """Every ingress hears it within a second; one that cannot asks anew when it can."""
-    for each in key.secrets:
+    for each in key.newest_ones:
         deps.keyring.forget(each.key_hash)
     try:
         await tell_key_changed(deps.redis, key)

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -16,7 +16,7 @@ from ingress.deps import Deps, get_deps, session
 from ingress.openapi import view
 from ingress.spreadsheet import Format, stream_csv, wants_csv
 from ingress.wallets import wallet_of
-from ingress.wire import moment, usd
+from ingress.wire import Moment, moment, usd
 from shared.domain.ledger import TransferKind
 from shared.domain.spreadsheet import Cell
 from shared.models import LedgerEntryRow
@@ -57,15 +57,11 @@ class Filter:
 
 def entry_filter(
     kind: Annotated[list[TransferKind], Query()] = [],  # noqa: B006 - FastAPI copies a default
-    since: Annotated[datetime | None, Query(description="UTC unless it says otherwise.")] = None,
-    until: Annotated[datetime | None, Query(description="Not included.")] = None,
+    since: Annotated[Moment | None, Query(description="UTC unless it says otherwise.")] = None,
+    until: Annotated[Moment | None, Query(description="Not included.")] = None,
 ) -> Filter:
     """FastAPI dependency: the filters of a request."""
-    return Filter(tuple(kind), since and _aware(since), until and _aware(until))
-
-
-def _aware(at: datetime) -> datetime:
-    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+    return Filter(tuple(kind), since, until)
 
 
 @router.get("/v1/ledger/{agent_id}", openapi_extra=view("Ledger", csv=True, of_one=True))

@@ -6,12 +6,16 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from fastapi import Request
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.log import bind_trace
 from shared.metrics import observe_request
 
+# Nothing but a call needs more. The framework has the whole of a body in memory before it asks for
+# a key, or how often an address has come.
+LARGEST_SMALL_BODY = 256 * 1024
 TRACEPARENT = re.compile(rb"^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$")
 
 
@@ -56,7 +60,7 @@ class RequestContext:
             if endpoint is not None:
                 await self._call(endpoint, scope, receive, noting)
             else:
-                await self._app(scope, receive, noting)
+                await self._app(scope, bounded(receive), noting)
         except Exception:
             status = 500 if status == 499 else status  # nobody left: it is our own bug
             raise
@@ -73,6 +77,22 @@ class RequestContext:
                 raise
             response = await self._on_error(request, error)
         await response(scope, receive, send)
+
+
+def bounded(receive: Receive, most: int = LARGEST_SMALL_BODY) -> Receive:
+    """`receive`, until a body has more than `most` bytes. Raises `HTTPException` then, because all
+    others are a body that cannot be parsed to the framework."""
+    size = 0
+
+    async def counting() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > most:
+            raise HTTPException(413, f"The body is larger than {most} bytes.")
+        return message
+
+    return counting
 
 
 def trace_id(scope: Scope) -> str:

@@ -16,7 +16,7 @@ from ingress.answers import (
     failure_response,
     watch_disconnect,
 )
-from ingress.deps import Deps
+from ingress.deps import CALL_PATIENCE_S, Deps
 from ingress.limits import Turnstile
 from ingress.reply import Reply
 from shared.domain.inference import InferenceRequest
@@ -37,11 +37,15 @@ async def enqueue(
     """Queue the call.
 
     Raises `RateLimited` or `Overloaded` where the queue has no room for it, and `RateLimited`
-    where its key's limits do not admit it; `limited` hears where the key stands.
+    where its key's limits do not admit it; `limited` hears where the key stands. Raises
+    `RedisError` or `OSError`, `TimeoutError` among them, where nobody knows whether it was queued.
     """
     admission = limited.admission if limited is not None else None
     try:
-        queued = await deps.queue.enqueue(envelope, priority, admission=admission)
+        async with asyncio.timeout(CALL_PATIENCE_S):
+            queued = await deps.queue.enqueue(envelope, priority, admission=admission)
+    except TimeoutError:
+        raise  # a store that stands still says nothing, however often it is asked
     except (RedisError, OSError) as error:
         log.warning("enqueue_repeated", extra={"error": repr(error)})
         queued = await _enqueue_again(envelope, priority, admission, deps)

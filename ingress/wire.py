@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints
 
 # Postgres has no text with a zero character in it.
 Text = Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00]*$")]
@@ -13,6 +13,19 @@ PerCallCap = Annotated[Decimal, Field(ge=Decimal("0.001"), le=100, decimal_place
 DailyCap = Annotated[Decimal, Field(ge=Decimal("0.01"), le=10_000, decimal_places=9)]
 
 _FEWEST_PLACES = 2
+
+
+def in_utc(at: datetime) -> datetime:
+    """The same moment in UTC, which is meant where no zone is named. Raises `ValueError` for one
+    that only other zones have in the years 1 to 9999."""
+    try:
+        return at.astimezone(UTC) if at.tzinfo is not None else at.replace(tzinfo=UTC)
+    except OverflowError as error:
+        raise ValueError("is not between the years 1 and 9999 in UTC") from error
+
+
+Moment = Annotated[datetime, AfterValidator(in_utc)]
+AwareMoment = Annotated[AwareDatetime, AfterValidator(in_utc)]
 
 
 def usd(amount: Decimal) -> str:

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import orjson
 from redis.asyncio import Redis
-from sqlalchemy import Select, func, select, text
+from sqlalchemy import Select, func, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -28,8 +28,16 @@ from shared.models import ApiKeyRow
 from shared.operators import record_act
 
 SHORTEST_PREFIX = 8
+# A key's secrets that work at one time: its newest ones, because none ends later than the next.
+MOST_WORKING = 10
+# ... and all that it ever had, each of which is read whenever the key is changed.
+MOST_SECRETS = 1_000
 # hex digits of a hash, as they are compared
 _HEX = set("0123456789abcdef")
+
+
+class TooManySecrets(Exception):
+    """A key is given no other secret; the message says what to do instead."""
 
 
 class KeyNotFound(LookupError):
@@ -77,6 +85,11 @@ class Key:
     @property
     def newest(self) -> ApiKeyRow:
         return self.secrets[-1]
+
+    @property
+    def newest_ones(self) -> Sequence[ApiKeyRow]:
+        """Among them all that worked when the key was last changed; the others had ended before."""
+        return self.secrets[-MOST_WORKING - 1 :]
 
     @property
     def id(self) -> UUID:
@@ -133,19 +146,37 @@ async def list_keys(
     *,
     agent_id: UUID | None = None,
     everything: bool,
+    most: int | None = None,
 ) -> list[Key]:
     """Keys, the oldest first: those that work, or also those that do not any more.
 
-    Of `tenant_id` alone, and of those bound to `agent_id` alone, where these are given.
+    Of `tenant_id` alone, and of those bound to `agent_id` alone, where these are given; of their
+    secrets, the `most` newest: there is no end to those that a tenant can have had.
     """
     query = select(ApiKeyRow)
     if tenant_id is not None:
         query = query.where(col(ApiKeyRow.tenant_id) == tenant_id)
     if agent_id is not None:
         query = query.where(col(ApiKeyRow.agent_id) == agent_id)
-    keys = _as_keys(list(await session.scalars(_in_order(query))))
-    now = await database_time(session)
-    return [key for key in keys if everything or key.works(now)]
+    if not everything:
+        query = query.where(col(ApiKeyRow.key_id).in_(_working_ids(tenant_id)))
+    newest = _in_order(query, newest_first=True).limit(most)
+    return _as_keys(list(await session.scalars(newest))[::-1])
+
+
+async def count_keys(session: AsyncSession, tenant_id: UUID) -> int:
+    """How many keys of a tenant work."""
+    ids = _working_ids(tenant_id).distinct().subquery()
+    return await session.scalar(select(func.count()).select_from(ids)) or 0
+
+
+def _working_ids(tenant_id: UUID | None) -> Select[Any]:
+    """Of the keys that work: a secret that does, says that its key does."""
+    ends = col(ApiKeyRow.expires_at)
+    query = select(col(ApiKeyRow.key_id)).where(
+        col(ApiKeyRow.revoked_at).is_(None), or_(ends.is_(None), ends > func.clock_timestamp())
+    )
+    return query if tenant_id is None else query.where(col(ApiKeyRow.tenant_id) == tenant_id)
 
 
 async def find_key(session: AsyncSession, named: str, tenant_id: UUID | None = None) -> Key:
@@ -187,9 +218,10 @@ def _hash_begins(named: str) -> Any:
     return func.encode(col(ApiKeyRow.key_hash), "hex").startswith(prefix)
 
 
-def _in_order(query: Select[Any]) -> Select[Any]:
+def _in_order(query: Select[Any], *, newest_first: bool = False) -> Select[Any]:
     # ids are UUIDv7: they order what was made at one moment
-    return query.order_by(col(ApiKeyRow.created_at), col(ApiKeyRow.id))
+    by = col(ApiKeyRow.created_at), col(ApiKeyRow.id)
+    return query.order_by(*([each.desc() for each in by] if newest_first else by))
 
 
 def _as_keys(rows: Sequence[ApiKeyRow]) -> list[Key]:
@@ -233,11 +265,13 @@ async def rotate_key(
 ) -> Minted | None:
     """A new secret for the key; all older ones work for `overlap` yet, and no longer than before.
 
-    The key keeps its id, its scopes, its limits and its end. None if it works no more.
+    The key keeps its id, its scopes, its limits and its end. None if it works no more. Raises
+    `TooManySecrets`.
     """
     now = await database_time(session)
     if not key.works(now):
         return None
+    _refuse_too_many(key, now, overlap)
     old = key.newest
     minted = Wish.of(old).mint(version_of=key.id)
     # the time under the lock, and not of the transaction's begin: it orders the secrets
@@ -250,6 +284,15 @@ async def rotate_key(
     await _witness(session, key, {"reason": "rotated", "secret_id": str(old.id), **about})
     await record_act(session, "key.rotate", str(key.id), actor=actor, **about)
     return minted
+
+
+def _refuse_too_many(key: Key, now: datetime, overlap: timedelta) -> None:
+    """Raises `TooManySecrets`: what is done to a key is done to all that work, in every process."""
+    if len(key.secrets) >= MOST_SECRETS:
+        raise TooManySecrets(f"The key has had {MOST_SECRETS} secrets: make a new key.")
+    working = sum(each.expires_at is None or each.expires_at > now for each in key.secrets)
+    if overlap and working >= MOST_WORKING:
+        raise TooManySecrets(f"{working} secrets of the key work: give the new one no overlap.")
 
 
 async def revoke_key(session: AsyncSession, key: Key, reason: str, actor: str) -> bool:
@@ -277,7 +320,7 @@ async def limit_key(
 
 async def tell_key_changed(redis: Redis, key: Key) -> None:
     """Have every process look the key up again before it believes in it."""
-    for each in key.secrets:
+    for each in key.newest_ones:
         await give_order(redis, KEY_REVOKED, key_hash=each.key_hash.hex())
 
 

@@ -15,6 +15,7 @@ from shared.api_keys import (
     Key,
     KeyNotFound,
     Minted,
+    TooManySecrets,
     Wish,
     create_key,
     find_key,
@@ -212,7 +213,10 @@ async def listed(tenant_id: UUID | None, everything: bool) -> list[Key]:
 
 async def rotated(named: str, overlap: timedelta) -> tuple[Minted, str]:
     async def replace(session: AsyncSession, found: Key) -> Minted | None:
-        return await rotate_key(session, found, overlap, this_operator())
+        try:
+            return await rotate_key(session, found, overlap, this_operator())
+        except TooManySecrets as error:
+            fail(str(error))
 
     key, minted = await acted(named, replace)
     if minted is None:

@@ -162,6 +162,26 @@ SELECT x.id, x.amount, i.id IS NULL AS wrong,
   LEFT JOIN inferences i ON i.id = x.inference_id AND i.tenant_id = x.tenant_id
  WHERE {of_tenant("x")} AND {of_day("x.created_at")}""",
     ),
+    # Whose call it is says under whose caps it was, and in whose chain it is witnessed.
+    Proof(
+        "calls_are_their_agents",
+        "A call is its tenant's agent's: it is paid from that agent's wallet, and its receipt and "
+        "its capture name that agent.",
+        "calls",
+        f"""
+SELECT i.id::text AS id, i.settled_usd AS amount,
+       a.id IS NULL OR EXISTS (
+         SELECT FROM transfers t JOIN accounts w ON w.id IN (t.debit_account, t.credit_account)
+          WHERE t.inference_id = i.id AND w.kind = 'wallet' AND w.agent_id <> i.agent_id)
+         OR EXISTS (
+         SELECT FROM receipts r WHERE r.inference_id = i.id AND r.agent_id <> i.agent_id)
+         OR EXISTS (
+         SELECT FROM routing_outcomes o WHERE o.inference_id = i.id AND o.agent_id <> i.agent_id)
+         AS wrong,
+       format('agent %s of tenant %s', i.agent_id, i.tenant_id) AS detail
+  FROM inferences i LEFT JOIN agents a ON a.id = i.agent_id AND a.tenant_id = i.tenant_id
+ WHERE {_CALLS}""",
+    ),
     Proof(
         "calls_within_the_cap_per_call",
         "No call was charged more than the cap per call that its agent has now.",

@@ -17,6 +17,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from json.encoder import encode_basestring
 from typing import Any
@@ -175,7 +176,7 @@ def _payload_fault(event: AuditEvent) -> str | None:
     """The hash covers the payload alone, so the row must not say anything else than it."""
     try:
         payload = json.loads(event.payload)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "payload is not JSON"
     said = {"agent_id": event.agent_id, "event_type": event.event_type, "seq": event.seq}
     if not isinstance(payload, dict):
@@ -184,3 +185,12 @@ def _payload_fault(event: AuditEvent) -> str | None:
         if payload.get(name) != value:
             return f"{name} differs between the row and its payload"
     return None
+
+
+def created_at(event: AuditEvent) -> datetime | None:
+    """When the event says that it was made; None if it does not say."""
+    try:
+        made = datetime.fromisoformat(json.loads(event.payload)["created_at"])
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return None
+    return made if made.tzinfo is not None else None

@@ -14,13 +14,14 @@ auditor kept (or that were exported where the database's owner cannot write).
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from shared.domain.audit import AuditEvent, verify_chain
+from shared.domain.audit import AuditEvent, created_at, verify_chain
 from shared.domain.checkpoint import (
     Checkpoint,
     CheckSignature,
@@ -32,6 +33,10 @@ from shared.domain.checkpoint import (
     parse_verifier_key,
 )
 from shared.domain.merkle import Growing, leaf_hash, verify_consistency, verify_inclusion
+
+# Events are logged within seconds. What is older than this, next to the newest, and under no
+# checkpoint was rewritten and had its leaves left out, or its log has stood still.
+LONGEST_UNLOGGED = timedelta(minutes=10)
 
 Index = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
@@ -157,6 +162,7 @@ class Verifier:
         self._checkpoints: list[tuple[Checkpoint, list[str]]] = []
         self._chain: list[AuditEvent] = []
         self._hashes: dict[str, dict[int, bytes]] = {}
+        self._made: dict[str, list[datetime | None]] = {}
         self._logged: dict[str, int] = {}
         self._tree = Growing()
         self._roots: dict[int, bytes] = {}
@@ -182,9 +188,12 @@ class Verifier:
     def close(self) -> Report:
         """All records were taken: hold the parts against each other."""
         report = self.report
+        if self._everything is None:
+            self._find(Fault.BUNDLE, "there is no record in the bundle")
         if self._chain:
             self._check_chain(None)
         self._check_missing()
+        self._check_unlogged()
         if self._everything:
             self._check_tree()
         else:
@@ -275,6 +284,7 @@ class Verifier:
                 f"agent {agent}: the head says that the chain ends with event {head.seq}"
                 f" ({head.hash}), it ends with event {end[0]} ({end[1]})",
             )
+        self._made[agent] = [created_at(event) for event in events]
         self._hashes[agent] = {
             event.seq: leaf_hash(entry(agent, event.seq, event.event_hash)) for event in events
         }
@@ -319,6 +329,17 @@ class Verifier:
     def _check_missing(self) -> None:
         if self.report.leaves and not self._checkpoints:
             self._find(Fault.CHECKPOINT, "events were logged and no checkpoint covers them")
+
+    def _check_unlogged(self) -> None:
+        """Nobody vouches for an event without a leaf, so there may be none but the newest."""
+        newest = max((at for made in self._made.values() for at in made if at), default=None)
+        for agent, made in self._made.items():
+            logged = self._logged.get(agent, 0)
+            for at in made[logged : logged + 1]:
+                if at is None or newest is None or newest - at > LONGEST_UNLOGGED:
+                    self._find(
+                        Fault.LEAF, f"agent {agent}: from event {logged + 1} on nothing was logged"
+                    )
 
     # -- the parts together ---------------------------------------------------------------
 

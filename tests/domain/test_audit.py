@@ -19,6 +19,7 @@ from shared.domain.audit import (
     AuditEvent,
     EventType,
     canonical_json,
+    created_at,
     draft,
     event_hash,
     seal,
@@ -152,3 +153,11 @@ def test_a_row_that_says_other_than_its_hashed_payload_is_refused(
     result = verify_chain([told(event) for event in chain([{"n": 1}])])
     assert (result.valid, result.failure_seq) == (False, 1)
     assert result.failure_reason == f"{name} differs between the row and its payload"
+
+
+@pytest.mark.parametrize("payload", ["[" * 200_000, "1" * 5_000, "{", "[1]"])
+def test_a_payload_that_cannot_be_read_is_a_fault_and_no_crash(payload: str) -> None:
+    forged = AuditEvent(AGENT, 1, "receipt.created", payload, None, event_hash(None, payload))
+    found = verify_chain([forged])
+    assert (found.valid, found.failure_seq) == (False, 1)
+    assert created_at(forged) is None

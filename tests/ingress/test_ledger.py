@@ -88,7 +88,8 @@ async def test_filters(client: httpx.AsyncClient, sign_up: SignUp, owner: Connec
     assert len(within["entries"]) == 1  # the first is within, the last is not
     without_zone = (at + timedelta(hours=1)).replace(tzinfo=None).isoformat()
     assert len((await page(client, new, since=without_zone, until=until))["entries"]) == 1
-    for wrong in ({"kind": "gift"}, {"since": "yesterday"}, {"before": "x"}):
+    nowhere = {"since": "0001-01-01T00:00:00+14:00"}, {"until": "9999-12-31T23:59:59-14:00"}
+    for wrong in ({"kind": "gift"}, {"since": "yesterday"}, {"before": "x"}, *nowhere):
         path = f"/v1/ledger/{new['agent_id']}"
         refused = await client.get(path, headers=new["auth"], params=wrong)
         assert refused.status_code == 400

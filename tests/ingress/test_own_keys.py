@@ -8,11 +8,12 @@ from uuid import UUID
 
 import httpx
 import orjson
+import pytest
 import pytest_asyncio
 from sqlalchemy import text
 
 from ingress.deps import Deps
-from shared.api_keys import database_time, lock_key, rotate_key
+from shared.api_keys import count_keys, database_time, list_keys, lock_key, rotate_key
 from tests.ingress.conftest import OpenApp, SignUp
 
 Ingresses = tuple[httpx.AsyncClient, httpx.AsyncClient]
@@ -118,6 +119,23 @@ async def test_two_who_replace_a_secret_at_once_leave_one_that_lasts(
     assert [await works(client, bearer(each)) for each in done].count(True) == 1
 
 
+async def test_two_keys_that_replace_each_others_secrets_do_not_wait_for_each_other(
+    client: httpx.AsyncClient, sign_up: SignUp
+) -> None:
+    new = await sign_up()
+    for _ in range(5):
+        one, other = await make(client, new["auth"]), await make(client, new["auth"])
+        done = await asyncio.gather(
+            *[
+                client.post(f"/v1/keys/{of.json()['id']}/rotate", headers=bearer(by))
+                for of, by in ((one, other), (other, one)) * 2
+            ]
+        )
+        # once its own secret was replaced, a key is told so
+        assert {each.status_code for each in done} <= {200, 403}
+        assert 200 in {each.status_code for each in done}
+
+
 async def test_the_newest_secret_is_the_last_one_given_whoever_began_first(
     client: httpx.AsyncClient, sign_up: SignUp, deps: Deps
 ) -> None:
@@ -135,6 +153,94 @@ async def test_the_newest_secret_is_the_last_one_given_whoever_began_first(
     async with deps.db.everyone() as session:
         key = await lock_key(session, key_id)
         assert [each.id for each in key.secrets][1:] == given
+
+
+async def test_a_secret_that_was_replaced_hands_out_nothing(
+    client: httpx.AsyncClient, sign_up: SignUp
+) -> None:
+    new = await sign_up()
+    made = await make(client, new["auth"])
+    old, path = bearer(made), f"/v1/keys/{made.json()['id']}/rotate"
+    fresh = await client.post(path, json={"overlap_seconds": 3600}, headers=old)
+    assert fresh.status_code == 200, fresh.text
+    # whoever has the old one, because it leaked, would keep the owner out for good
+    for refused in (
+        await client.post(path, json={"overlap_seconds": 0}, headers=old),
+        await make(client, old),
+    ):
+        assert refused.status_code == 403, refused.text
+        assert "was replaced" in refused.json()["message"]
+    assert await works(client, old)
+    assert await works(client, bearer(fresh))
+    assert (await client.post(path, headers=bearer(fresh))).status_code == 200
+
+
+async def test_a_key_has_few_secrets_at_one_time(
+    client: httpx.AsyncClient, sign_up: SignUp, deps: Deps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = await sign_up()
+    made = await make(client, new["auth"])
+    path = f"/v1/keys/{made.json()['id']}"
+
+    async def rotate(overlap_s: int) -> httpx.Response:
+        body = {"overlap_seconds": overlap_s}
+        return await client.post(f"{path}/rotate", json=body, headers=new["auth"])
+
+    given = [bearer(await rotate(3600)) for _ in range(9)]
+    assert await works(client, bearer(made))
+    refused = await rotate(3600)
+    assert (refused.status_code, "no overlap" in refused.text) == (403, True)
+    told: list[str | bytes] = []
+    forget = deps.keyring.forget
+
+    def noting(key_hash: str | bytes) -> None:
+        told.append(key_hash)
+        forget(key_hash)
+
+    monkeypatch.setattr(deps.keyring, "forget", noting)
+    newest = await rotate(0)
+    assert [await works(client, each) for each in (bearer(made), *given, bearer(newest))] == [
+        *[False] * 10,
+        True,
+    ]
+    # what ended long ago is told to nobody again, or every change would cost more than the last
+    for _ in range(15):
+        newest = await rotate(0)
+    told.clear()
+    newest = await rotate(0)
+    assert len(newest.json()["secrets"]) == 27
+    await asyncio.sleep(0.2)
+    assert len(told) < 27
+    monkeypatch.setattr("shared.api_keys.MOST_SECRETS", 27)
+    refused = await rotate(0)
+    assert (refused.status_code, "make a new key" in refused.text) == (403, True)
+
+
+async def test_only_keys_that_work_count_and_are_listed(
+    client: httpx.AsyncClient, sign_up: SignUp, deps: Deps
+) -> None:
+    new = await sign_up()
+    kept = (await make(client, new["auth"])).json()
+    for _ in range(3):
+        gone = await make(client, new["auth"])
+        await client.delete(f"/v1/keys/{gone.json()['id']}", headers=new["auth"])
+    await client.post(f"/v1/keys/{kept['id']}/rotate", headers=new["auth"])
+    listed = (await client.get("/v1/keys", headers=new["auth"])).json()["keys"]
+    assert [len(each["secrets"]) for each in listed] == [1, 2]
+    tenant = UUID(new["tenant_id"])
+    async with deps.db.everyone() as session:
+        assert await count_keys(session, tenant) == 2
+        newest = await list_keys(session, tenant, everything=True, most=2)
+    assert [len(each.secrets) for each in newest] == [1, 1]
+
+
+async def test_a_moment_that_utc_does_not_have_is_refused(
+    client: httpx.AsyncClient, sign_up: SignUp
+) -> None:
+    new = await sign_up()
+    for moment in ("9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00"):
+        refused = await make(client, new["auth"], expires_at=moment)
+        assert (refused.status_code, refused.json()["detail"]["param"]) == (400, "expires_at")
 
 
 async def test_a_revoked_key_ends_with_all_its_secrets_everywhere(

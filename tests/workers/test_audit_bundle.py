@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from shared.config import Settings
 from shared.db import APP_ROLE, Database, connect
+from shared.domain.audit import canonical_json, event_hash
 from shared.domain.checkpoint import decode, encode
 from shared.log_key import LogKey, log_key
 from tests.workers.ledger_cases import new_agent
@@ -98,6 +99,24 @@ def drop(lines: Lines, *gone: dict[str, Any]) -> None:
     lines[:] = [line for line in lines if not any(line is each for each in gone)]
 
 
+def rewrite(lines: Lines, **changes: Any) -> None:
+    """Let the first event say something else, as who has the whole chain in hand would do it."""
+    previous = None
+    for number, event in enumerate(of(lines, "event")):
+        payload = json.loads(event["payload"])
+        text = canonical_json({**payload, **(changes if number == 0 else {})})
+        edit(event, payload=text, previous_hash=previous, event_hash=event_hash(previous, text))
+        previous = event["event_hash"]
+    edit(of(lines, "head")[0], hash=previous)
+
+
+def rewrite_unlogged(lines: Lines, **changes: Any) -> None:
+    """The same, without the leaves that would show it."""
+    rewrite(lines, **changes)
+    drop(lines, *of(lines, "leaf"))
+
+
+LONG_AGO = "2026-01-01T00:00:00.000000Z"
 OTHER_KEY = LogKey("127.0.0.1:8080/v1/audit", bytes(32))
 # what is changed in a bundle, in which, and by what it is found
 SPOILT: list[tuple[str, str, Change, set[str]]] = [
@@ -121,6 +140,11 @@ SPOILT: list[tuple[str, str, Change, set[str]]] = [
     ("a signature", "agent", lambda b: edit(
         of(b, "checkpoint")[2], note=of(b, "checkpoint")[2]["note"].replace("\n12\n", "\n13\n")),
      {"checkpoint", "exported checkpoint"}),
+    ("a chain that was rewritten", "agent", lambda b: rewrite(b, cost="0"), {"leaf"}),
+    ("a chain that was rewritten, without leaves", "agent",
+     lambda b: rewrite_unlogged(b, created_at=LONG_AGO), {"leaf"}),
+    ("a chain without moments, without leaves", "agent",
+     lambda b: rewrite_unlogged(b, created_at="long ago"), {"leaf"}),
     ("a checkpoint is left out", "all", lambda b: drop(b, of(b, "checkpoint")[1]),
      {"exported checkpoint"}),
     ("the newest is left out", "agent", lambda b: drop(b, of(b, "checkpoint")[-1]),
@@ -129,6 +153,7 @@ SPOILT: list[tuple[str, str, Change, set[str]]] = [
      {"checkpoint", "exported checkpoint"}),
     ("the key", "agent", lambda b: edit(b[0], key=str(OTHER_KEY.verifier)), {"key"}),
     ("no key", "agent", lambda b: edit(b[0], key="x"), {"key"}),
+    ("nothing is left", "agent", lambda b: b.clear(), {"bundle"}),
     ("no beginning", "agent", lambda b: drop(b, b[0]), {"bundle"}),
     ("two beginnings", "agent", lambda b: b.insert(3, b[0]), {"bundle"}),
     ("an agent comes twice", "all", lambda b: b.extend(of(b, "event")[:6]),

@@ -132,7 +132,15 @@ PLANTED: dict[str, tuple[str, set[str]]] = {
     ),
     "a hold without a wallet": (
         "UPDATE inferences SET agent_id = '{nobody}' WHERE id = '{pending}'",
-        {"held_is_what_calls_hold"},
+        {"held_is_what_calls_hold", "calls_are_their_agents"},
+    ),
+    "a call that is another agent's now": (
+        "UPDATE inferences SET agent_id = '{other.agent_id}' WHERE id = '{charged}'",
+        {"calls_are_their_agents"},
+    ),
+    "a receipt of another agent": (
+        "UPDATE receipts SET agent_id = '{other.agent_id}' WHERE inference_id = '{free}'",
+        {"calls_are_their_agents"},
     ),
     "a wallet that holds more than it has": (
         "UPDATE accounts SET held = 1000 WHERE id = '{agent.wallet_id}'",
