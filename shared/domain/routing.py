@@ -184,8 +184,10 @@ def decide(
     alive: list[CandidateOutcome] = []
     dropped: list[CandidateOutcome] = []
     for candidate in catalog.candidates:
-        outcome = gate(enrol(candidate, features, active_providers, seen), gates)
-        (dropped if outcome.drop_reason else alive).append(outcome)
+        outcome = enrol(candidate, features, active_providers, seen)
+        if outcome.drop_reason is None:
+            outcome = gate(outcome, gates)
+        (alive if outcome.drop_reason is None else dropped).append(outcome)
     ranked = rank(alive)
     rule = choose(ranked, dropped, features, gates)
     order = explore(ranked, policy, seed)
@@ -230,7 +232,7 @@ def enrol(
     reserved = min(features.reserved_output_tokens, candidate.max_output_tokens)
     prices = candidate.prices
     projected = None if prices is None else projected_nano(prices, features.input_tokens, reserved)
-    allowed = verdict_allows(candidate, features)
+    allowed = candidate.verdict == "PASS" or conditions_hold(candidate, features)
     reason: DropReason | None = None
     if candidate.provider not in active_providers:
         reason = DropReason.NO_PROVIDER
@@ -242,8 +244,9 @@ def enrol(
         reason = DropReason.VETO
     else:
         reason = _unfit(candidate, features, reserved)
-    found = seen.empirical.get(candidate.slug) if seen.empirical else None
-    q = candidate.q_nano if found is None else found.lower_nano
+    q = candidate.q_nano
+    if seen.empirical and (found := seen.empirical.get(candidate.slug)):
+        q = found.lower_nano
     return CandidateOutcome(candidate, allowed, projected, reason, None, q)
 
 
@@ -253,34 +256,33 @@ def _unfit(candidate: Candidate, features: RequestFeatures, reserved: int) -> Dr
         return DropReason.MISSING_CAPABILITY
     if features.input_tokens + reserved > candidate.context_window:
         return DropReason.MISSING_CAPABILITY
-    if _named(candidate, features.deny):
+    if features.deny and _named(candidate, features.deny):
         return DropReason.DENIED
     if features.allow and not _named(candidate, features.allow):
         return DropReason.DENIED
     return None
 
 
-def verdict_allows(candidate: Candidate, features: RequestFeatures) -> bool:
-    """PASS always; CONDITIONAL where its conditions hold; else never."""
-    if candidate.verdict == "CONDITIONAL":
-        opted_in = _named(candidate, features.allow)
-        said = features.data_class, features.region, features.tenant_id
-        return candidate.unmet_condition(opted_in, *said) is None
-    return candidate.verdict == "PASS"
+def conditions_hold(candidate: Candidate, features: RequestFeatures) -> bool:
+    """Whether the brand is CONDITIONAL, and all its conditions hold on the request."""
+    if candidate.verdict != "CONDITIONAL":
+        return False
+    opted_in = _named(candidate, features.allow)
+    said = features.data_class, features.region, features.tenant_id
+    return candidate.unmet_condition(opted_in, *said) is None
 
 
 def _named(candidate: Candidate, names: frozenset[str]) -> bool:
-    return bool(names) and not names.isdisjoint(
-        (candidate.slug, candidate.brand, candidate.provider_model_id)
-    )
+    return not names.isdisjoint((candidate.slug, candidate.brand, candidate.provider_model_id))
 
 
 def gate(outcome: CandidateOutcome, gates: _Gates) -> CandidateOutcome:
     """Drop an enrolled candidate that misses the floor, the budget or the latency cap."""
-    if outcome.drop_reason is not None:
-        return outcome
     reason = _gated(outcome, gates)
-    return outcome if reason is None else outcome._replace(drop_reason=reason)
+    if reason is None:
+        return outcome
+    candidate, allowed, projected, _, _, q = outcome
+    return CandidateOutcome(candidate, allowed, projected, reason, None, q)
 
 
 def _gated(outcome: CandidateOutcome, gates: _Gates) -> DropReason | None:
@@ -301,8 +303,8 @@ def rank(alive: list[CandidateOutcome]) -> list[CandidateOutcome]:
     """Cheapest first; then higher quality, then slug."""
     alive.sort(key=_order)
     return [
-        CandidateOutcome(o.candidate, o.m_allowed, o.projected, None, place, o.q)
-        for place, o in enumerate(alive, 1)
+        CandidateOutcome(candidate, allowed, projected, None, place, q)
+        for place, (candidate, allowed, projected, _, _, q) in enumerate(alive, 1)
     ]
 
 
