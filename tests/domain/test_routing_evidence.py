@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.domain import candidate, conditions, evidence, exploration, pricing, routing
@@ -21,9 +21,10 @@ from shared.domain.exploration import drawn
 from shared.domain.routing import Rule, decide, replay
 from shared.domain.routing_policy import CallerPolicy, RequestFeatures
 from tests.domain import routing_cases as cases
-from tests.domain.routing_cases import ANCHORS, asked, decided, steady
+from tests.domain.routing_cases import ANCHORS, asked, decided
 from tests.domain.test_routing_properties import told
 
+steady = settings(max_examples=30, deadline=None)
 seeds = st.uuids(version=4).map(str)
 
 
