@@ -163,6 +163,19 @@ def test_no_dial_position_moves_a_decision_with_an_explicit_floor(
 
 
 class TestEmpirical:
+    def test_measured_quality_alone_records_no_latency_and_the_reverse(self) -> None:
+        found = Evidence({"gpt-5-5": 5}, {"gpt-5-5": Empirical(Decimal(1), Decimal(1), 9)})
+        measured = decided(asked(), policy=CallerPolicy(q_source="empirical"), evidence=found)
+        timed = decided(asked(latency_cap_ms=9), evidence=found)
+        assert (list(measured.inputs["latencies"]), list(timed.inputs["latencies"])) == (
+            [],
+            ["gpt-5-5"],
+        )
+        assert (list(measured.inputs["empirical"]), list(timed.inputs["empirical"])) == (
+            ["gpt-5-5"],
+            [],
+        )
+
     def test_does_not_enrol_a_model_without_a_prior(self) -> None:
         bare = cases.model("bare", "1", "1", None)
         found = Evidence(empirical={"bare": Empirical(Decimal(1), Decimal(1), 9)})
