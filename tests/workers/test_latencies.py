@@ -116,10 +116,10 @@ async def test_a_simulation_says_nothing_of_the_real_model(
     books: dict[str, Any], owner: Connection, app: Connection
 ) -> None:
     slug, agent = await a_model(owner), await new_agent(app, "10")
-    await answers(app, agent, slug, [5] * LEAST * 2, simulated=True)
-    assert await measured(books, slug) == 5
-    await answers(app, agent, slug, [700] * LEAST)
+    await answers(app, agent, slug, [700] * LEAST, simulated=True)
     assert await measured(books, slug) == 700
+    await answers(app, agent, slug, [5] * LEAST)
+    assert await measured(books, slug) == 5
 
 
 async def test_what_was_not_measured_again_is_unknown(
