@@ -23,6 +23,7 @@ from ingress.limits import Turnstile, limit_headers, turnstile
 from ingress.opening import enqueue, first_word
 from shared.attribution import attribution_of
 from shared.domain.dialects import DIALECTS
+from shared.domain.dialects.wishes import HINT_HEADERS, hear_headers
 from shared.domain.estimate import estimate_input_tokens
 from shared.domain.inference import Dialect, InferenceRequest, InvalidRequest
 from shared.errors import AinferaError, InvalidBody, KillswitchEngaged, RequestTooLarge, Unavailable
@@ -34,7 +35,8 @@ from shared.queue import Envelope, Priority
 log = logging.getLogger(__name__)
 router = APIRouter()
 
-FORWARDED_HEADERS = ("anthropic-version", "anthropic-beta", "tracestate")
+# the first three are for the provider, the rest for whoever decides
+FORWARDED_HEADERS = ("anthropic-version", "anthropic-beta", "tracestate", *HINT_HEADERS.values())
 DEEPEST = 200
 # where the queue stands still, the order to stop a call may wait there with the call
 STOP_PATIENCE_S = 0.5
@@ -103,7 +105,7 @@ async def answer(request: Request, dialect: Dialect) -> Response:
     caller = (await authenticate(request.headers, None, deps)).may_use(request.scope)
     body = await read_body(request, deps.settings.max_body_bytes)
     key = idempotency_key(request.headers)
-    call = parse(body, dialect)
+    call = hear(parse(body, dialect), request.headers)
     if call.agent_id is not None and call.agent_id != caller.agent_id:
         caller = await authenticate(request.headers, call.agent_id, deps)
     note_alias(call)
@@ -217,6 +219,14 @@ def parse(body: bytes, dialect: Dialect, **defaults: Any) -> InferenceRequest:
     refuse_depth(body, parsed)
     try:
         return DIALECTS[dialect].parse_request({**defaults, **parsed} if defaults else parsed)
+    except InvalidRequest as error:
+        raise InvalidBody(str(error), param=error.param) from error
+
+
+def hear(call: InferenceRequest, headers: Mapping[str, str]) -> InferenceRequest:
+    """The call with the wishes of its headers. Raises `InvalidBody`, which names the header."""
+    try:
+        return hear_headers(call, headers)
     except InvalidRequest as error:
         raise InvalidBody(str(error), param=error.param) from error
 

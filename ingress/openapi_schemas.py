@@ -6,6 +6,7 @@ by `x-ainfera-ignored-fields`.
 
 from typing import Any
 
+from shared.domain.conditions import DATA_CLASSES, REGION
 from shared.domain.dialects.wishes import QUALITY_TIERS
 from shared.domain.inference import Dialect
 
@@ -82,8 +83,14 @@ _REQUESTS: Schema = {
             "latency_cap_ms": _COUNT,
             "allow": {**_STRINGS, "description": "Slugs or brands; no others are chosen."},
             "deny": {**_STRINGS, "description": "Slugs or brands that are not chosen."},
+            "data_class": _text(
+                "What the data is; some brands take some classes only.", enum=list(DATA_CLASSES)
+            ),
+            "region": _text("Where the call belongs.", pattern=f"^{REGION}$", examples=["eu"]),
         },
-        description="Wishes for the router; without meaning for a model that was named.",
+        description="Wishes for the router. For a model that was named, only `data_class` and "
+        "`region` have a meaning. The headers `x-ainfera-priority` (`routing_preference`), "
+        "`x-ainfera-data-class` and `x-ainfera-region` say the same where the body does not.",
     ),
     "InferenceRequest": _thing(
         {

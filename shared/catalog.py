@@ -7,19 +7,22 @@ from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared.db import Database, connect
 from shared.domain.candidate import Candidate, Catalog, Verdict, price_text
+from shared.domain.conditions import OPT_IN, REGION, DataClass
 from shared.domain.inference import ROUTING_TARGET, Capability
 
 CATALOG_PATH = Path(__file__).with_name("catalog.toml")
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)]
 Price = Annotated[Decimal, Field(gt=0, lt=100_000, decimal_places=9)]
+Region = Annotated[str, Field(pattern=rf"^{REGION}$")]
 Tokens = Annotated[int, Field(gt=0, le=100_000_000)]
 
 
@@ -27,10 +30,29 @@ class CatalogError(ValueError):
     """The catalogue's file is not right; the message names file, line, model and field."""
 
 
+class _Conditions(BaseModel):
+    """What a CONDITIONAL brand asks of a request; see `shared/domain/conditions.py`."""
+
+    model_config = ConfigDict(extra="forbid")
+    opt_in: Literal[True] | None = None
+    data_class: Annotated[list[DataClass], Field(min_length=1)] | None = None
+    region: Annotated[list[Region], Field(min_length=1)] | None = None
+    tenant: Annotated[list[UUID], Field(min_length=1)] | None = None
+
+
 class _Brand(BaseModel):
     model_config = ConfigDict(extra="forbid")
     name: str
     verdict: Verdict | None = None
+    conditions: _Conditions | None = None
+
+    @model_validator(mode="after")
+    def _conditions_belong_to_the_verdict(self) -> "_Brand":
+        if self.conditions is not None and self.verdict != "CONDITIONAL":
+            raise ValueError("conditions are for the verdict CONDITIONAL")
+        if self.conditions is not None and not self.conditions.model_fields_set:
+            raise ValueError("conditions: at least one is needed")
+        return self
 
 
 class _Provider(BaseModel):
@@ -118,8 +140,12 @@ def _candidate(entry: Mapping[str, Any], names: _Names, where: str) -> Candidate
         raise CatalogError(f"{where}: provider: {checked.provider} is not under [providers]")
     if (checked.price_in is None) != (checked.price_out is None):
         raise CatalogError(f"{where}: price_in and price_out come together")
-    verdict = names.brands[checked.brand].verdict
-    return Candidate.from_json({**checked.model_dump(), "verdict": verdict})
+    brand = names.brands[checked.brand]
+    asked = brand.conditions
+    conditions = None if asked is None else asked.model_dump(mode="json", exclude_none=True)
+    return Candidate.from_json(
+        {**checked.model_dump(), "verdict": brand.verdict, "conditions": conditions}
+    )
 
 
 def _first(error: ValidationError) -> str:
@@ -130,7 +156,7 @@ def _first(error: ValidationError) -> str:
 _COLUMNS = (
     "slug, brand, provider, provider_model_id, display_name, vendor_created_at, context_window, "
     "max_output_tokens, price_in, price_out, price_cache_read, price_cache_write, q_prior, "
-    "verdict, capabilities, aa_index_source"
+    "verdict, conditions, capabilities, expected_latency_ms, aa_index_source"
 )
 _UPSERT = f"""
 INSERT INTO models ({_COLUMNS})
@@ -242,14 +268,17 @@ def _router_entry(catalog: Catalog, active_providers: frozenset[str]) -> dict[st
 
 
 def routable_status(candidate: Candidate, active_providers: frozenset[str]) -> str:
-    """`routable`; `opt_in`: only if a request's `allow` names it; `pinned_only`; `inactive`."""
+    """`routable`; `opt_in`: only if a request's `allow` names it; `conditional`: only if the
+    request meets its conditions; `pinned_only`; `inactive`."""
     if candidate.provider not in active_providers or candidate.prices is None:
         return "inactive"
     if candidate.verdict not in ("PASS", "CONDITIONAL"):
         return "inactive"
     if candidate.q_prior is None:
         return "pinned_only"
-    return "routable" if candidate.verdict == "PASS" else "opt_in"
+    if candidate.verdict == "PASS":
+        return "routable"
+    return "opt_in" if (candidate.conditions or OPT_IN) == OPT_IN else "conditional"
 
 
 def _listed(entry: dict[str, Any]) -> dict[str, Any]:

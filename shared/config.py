@@ -163,6 +163,13 @@ class Settings(BaseSettings):
         3600, ge=1, le=7 * 86_400, validation_alias="KILLSWITCH_WINDOW_SECONDS"
     )
 
+    # how long models take, as decisions with a latency cap see it
+    latency_window_s: int = Field(
+        3600, ge=60, le=7 * 86_400, validation_alias="LATENCY_WINDOW_SECONDS"
+    )
+    latency_min_samples: int = Field(50, ge=1, validation_alias="LATENCY_MIN_SAMPLES")
+    latency_refresh_s: float = Field(30.0, gt=0, validation_alias="LATENCY_REFRESH_SECONDS")
+
     # gates; their first value, where an operator can flip them later
     routing_preference_live: bool = Field(False, validation_alias="AINFERA_ROUTING_PREFERENCE_LIVE")
     payments_live: bool = Field(False, validation_alias="AINFERA_PAYMENTS_LIVE")

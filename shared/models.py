@@ -37,6 +37,8 @@ HANDLE_KEY = "agents_canonical_uri_key"
 BY_TIME = ("tenant_id", "created_at")
 ENDED: Any = text("settled_at IS NOT NULL")
 EXCEPTIONAL: Any = text("outcome_status <> 'succeeded' OR fallback_chain <> '[]'")
+OF_MODEL = ("chosen_model_slug", "created_at")
+UNBROKEN: Any = text("outcome_status = 'succeeded' AND fallback_chain = '[]'")
 FAILURES: Any = text("event_type IN ('provider.failed', 'inference.rejected_cap_violation')")
 
 
@@ -270,6 +272,7 @@ class RoutingOutcomeRow(SQLModel, table=True):
         Index("routing_outcomes_agent_id_idx", "agent_id", "created_at"),
         Index("routing_outcomes_tenant_id_idx", "tenant_id", "created_at"),
         Index("routing_outcomes_exceptions_idx", *BY_TIME, postgresql_where=EXCEPTIONAL),
+        Index("routing_outcomes_latency_idx", *OF_MODEL, postgresql_where=UNBROKEN),
     )
 
     inference_id: UUID = Field(primary_key=True)
@@ -374,6 +377,8 @@ class ModelRow(SQLModel, table=True):
     price_cache_write: Decimal | None = money(optional=True)
     q_prior: Decimal | None = number()
     verdict: str | None = Field(default=None, sa_type=Text)
+    conditions: dict[str, Any] | None = Field(default=None, sa_type=JSONB)
+    expected_latency_ms: int | None = None
     capabilities: list[str] = Field(
         default_factory=list, sa_column=Column(ARRAY(Text), nullable=False, server_default=EMPTY)
     )

@@ -152,11 +152,11 @@ class Envelope:
 
     `reply_to` is the pub/sub channel of the ingress that holds the client. `caller` holds
     `tenant_id`, `agent_id` and the policy that applies. `accepted_at` is in seconds since
-    the epoch. `headers` are the few client headers that a provider needs. `kept` says that the
-    call is durable in Postgres, and that its result has to be kept there. `model` is the model or
-    routing target asked for, by its canonical name. `tried` counts the attempts that were made
-    before the call was replayed from a dead letter. `attribution` says which session and which
-    of the client's own agents it is for, where the client said so.
+    the epoch. `headers` are the few client headers that a provider needs, or that say a wish.
+    `kept` says that the call is durable in Postgres, and that its result has to be kept there.
+    `model` is the model or routing target asked for, by its canonical name. `tried` counts the
+    attempts that were made before the call was replayed from a dead letter. `attribution` says
+    which session and which of the client's own agents it is for, where the client said so.
     """
 
     inference_id: UUID

@@ -28,6 +28,7 @@ from shared.domain.routing import decide
 from shared.domain.routing_policy import CallerPolicy, RequestFeatures
 
 CATALOG = load_catalog()
+SLOW = 'slug = "deepseek-flash"\nexpected_latency_ms = 900'
 SPOKEN = frozenset(PROVIDER_SETTINGS)
 LOCK = "routing_backend_v1_lock"
 ANCHORS = {
@@ -98,6 +99,18 @@ class TestFaults:
             ("context_window = 256_000", "context_windows = 256_000", "model grok-4: context"),
             ('["tools"]', '["magic"]', "model deepseek-flash: capabilities.0:"),
             ('verdict = "CONDITIONAL"', 'verdict = "MAYBE"', "brands.deepseek.verdict:"),
+            ("{ opt_in = true }", "{ opt_out = true }", "brands.deepseek.conditions.opt_out:"),
+            ("{ opt_in = true }", "{ opt_in = false }", "brands.deepseek.conditions.opt_in:"),
+            ("{ opt_in = true }", "{}", "brands.deepseek:"),
+            (
+                "{ opt_in = true }",
+                '{ data_class = ["secret"] }',
+                "brands.deepseek.conditions.data_class",
+            ),
+            ("{ opt_in = true }", "{ region = [] }", "brands.deepseek.conditions.region:"),
+            ("{ opt_in = true }", '{ region = ["EU"] }', "brands.deepseek.conditions.region.0:"),
+            ("{ opt_in = true }", '{ tenant = ["me"] }', "brands.deepseek.conditions.tenant.0:"),
+            ('verdict = "CONDITIONAL"', 'verdict = "PASS"', "conditions are for the verdict"),
             ('slug = "grok-4"', "slug = ", "line "),
         ],
     )
@@ -136,6 +149,41 @@ class TestTable:
                 assert await catalog_snapshot(session, "unknown") == []
         finally:
             await db.aclose()
+
+    async def test_conditions_and_latencies_come_through_the_table(
+        self, owner_url: str, settings: Settings, tmp_path: Path
+    ) -> None:
+        tenant = "00000000-0000-7000-8000-00000000000A"
+        asks = f'data_class = ["public"], region = ["eu"], tenant = ["{tenant}"]'
+        source = CATALOG_PATH.read_text(encoding="utf-8")
+        source = source.replace("opt_in = true }", f"opt_in = true, {asks} }}")
+        source = source.replace('slug = "deepseek-flash"', SLOW, 1)
+        asking = tmp_path / "catalog.toml"
+        asking.write_text(source, encoding="utf-8")
+        db = Database(settings)
+        try:
+            await seed_catalog(owner_url, load_catalog(asking))
+            found = (await open_catalog(db)).names["deepseek-flash"]
+        finally:
+            await seed_catalog(owner_url)
+            await db.aclose()
+        assert found.expected_latency_ms == 900
+        assert found.conditions is not None
+        assert found.conditions.to_json() == {
+            "opt_in": True,
+            "data_class": ["public"],
+            "region": ["eu"],
+            "tenant": [tenant.lower()],
+        }
+
+    @pytest.mark.parametrize("conditions", ['{"phase": ["moon"]}', "{}", "[]", '"opt_in"'])
+    async def test_a_condition_that_nobody_would_look_at_is_refused(
+        self, owner_url: str, conditions: str
+    ) -> None:
+        await seed_catalog(owner_url)
+        change = f"UPDATE models SET conditions = '{conditions}' WHERE slug = 'deepseek-flash'"
+        with pytest.raises(asyncpg.CheckViolationError):
+            await _as_owner(owner_url, change)
 
     async def test_the_file_wins_but_for_what_is_the_operators(
         self, owner_url: str, settings: Settings

@@ -4,12 +4,14 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shared.config import Settings
 from shared.domain.candidate import Catalog
+from shared.domain.evidence import Empirical
 from shared.kept import KeptCalls
 from shared.killswitch import Killswitch
+from shared.latencies import Latencies
 from shared.publisher import Publisher
 from workers.ledger import Ledger
 from workers.providers import Provider
@@ -65,7 +67,10 @@ class Cancellations:
 
 @dataclass(frozen=True, slots=True)
 class Deps:
-    """`monotonic` gives seconds that only ever grow; `providers` is by provider slug."""
+    """`monotonic` gives seconds that only ever grow; `providers` is by provider slug.
+
+    `empirical` is what is known of models' quality, by task type and slug.
+    """
 
     settings: Settings
     ledger: Ledger
@@ -76,3 +81,5 @@ class Deps:
     cancellations: Cancellations
     killswitch: Killswitch
     monotonic: Callable[[], float]
+    latencies: Latencies
+    empirical: Mapping[str, Mapping[str, Empirical]] = field(default_factory=dict)

@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from shared.db import TRANSIENT
 from shared.dead_letters import read_envelope
 from shared.domain.dialects import DIALECTS
+from shared.domain.dialects.wishes import hear_headers
 from shared.domain.inference import Completed, Failed, Failure
 from shared.errors import (
     AinferaError,
@@ -118,8 +119,9 @@ def tell_failure(call: Call | None, remains: Remains, failure: Failure, deps: De
 
 
 def take_up(envelope: Envelope, attempt: int, age_s: float, deps: Deps) -> Call:
-    """The body parsed by the same pure function that the ingress used."""
-    request = DIALECTS[envelope.dialect].parse_request(orjson.loads(envelope.body))
+    """The body parsed by the same pure functions that the ingress used."""
+    parsed = DIALECTS[envelope.dialect].parse_request(orjson.loads(envelope.body))
+    request = hear_headers(parsed, envelope.headers)
     answer = Answer(deps.publisher, envelope, request, attempt)
     return Call(envelope, request, attempt, answer, claimed_at=deps.monotonic(), age_s=age_s)
 

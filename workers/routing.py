@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from shared.domain.candidate import Candidate
+from shared.domain.evidence import Evidence
 from shared.domain.inference import Failure
 from shared.domain.ledger import ZERO
+from shared.domain.pinning import pinned
 from shared.domain.pricing import hold_amount, projected_cost
-from shared.domain.routing import Decision, Rule, decide, pinned, refusal
+from shared.domain.routing import Decision, Rule, decide, refusal
 from shared.domain.routing_policy import CallerPolicy, RequestFeatures, features
 from workers.call import Call, Ending, Outcome
 from workers.deps import Deps
@@ -45,7 +47,7 @@ class Plan:
 def plan_call(call: Call, deps: Deps) -> Plan:
     """Decide for a routed call, look up for a pinned one; pure but for what `deps` holds."""
     policy = CallerPolicy.from_json(call.envelope.caller["policy"])
-    asked = features(call.request, policy)
+    asked = features(call.request, policy, call.tenant_id)
     active = frozenset(deps.providers)
     if not call.request.routed:
         return _pinned_plan(call, asked, pinned(call.request.model, deps.catalog, asked, active))
@@ -56,6 +58,7 @@ def plan_call(call: Call, deps: Deps) -> Plan:
         active,
         deps.settings.routing_preference_live,
         seed=call.inference_id,
+        evidence=Evidence(deps.latencies.by_model, deps.empirical.get(asked.task_type, {})),
     )
     if decision.chosen is None:
         ending = Ending(REJECTIONS[decision.rule], failure=refusal(decision))

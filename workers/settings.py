@@ -16,6 +16,7 @@ from shared.db import Database
 from shared.heap import settle_heap
 from shared.kept import KeptCalls
 from shared.killswitch import Killswitch
+from shared.latencies import Latencies
 from shared.publisher import Publisher
 from shared.queue import (
     BOOKS_QUEUE,
@@ -33,6 +34,7 @@ from workers.exports import Export, FileExport, HttpExport
 from workers.fleet import FleetWorker
 from workers.inference import run_inference
 from workers.kept import drive_kept_calls, forget_kept_calls
+from workers.latencies import measure_latencies
 from workers.ledger import Ledger
 from workers.providers import build_providers, open_transport
 from workers.spending import SpendWatch
@@ -81,9 +83,11 @@ def inference_worker(settings: Settings) -> FleetWorker:
         await killswitch.start()
         control = ControlListener(ctx["redis"], obey, missed=killswitch.missed)
         await control.start()
+        latencies = Latencies(db, settings.latency_refresh_s)
+        await latencies.start()
         catalog = await open_catalog(db)
         catalogued = {model.provider for model in catalog.candidates}
-        ctx["opened"] = (control, killswitch, publisher, ledger, http, db)
+        ctx["opened"] = (control, killswitch, latencies, publisher, ledger, http, db)
         ctx["deps"] = Deps(
             settings=settings,
             ledger=ledger,
@@ -94,6 +98,7 @@ def inference_worker(settings: Settings) -> FleetWorker:
             cancellations=cancellations,
             killswitch=killswitch,
             monotonic=time.perf_counter,
+            latencies=latencies,
         )
         settle_heap()
 
@@ -162,6 +167,7 @@ def books_worker(settings: Settings) -> FleetWorker:
             cron(sign_checkpoint, second=checkpoint_at, run_at_startup=True, keep_result=0),
             cron(forget_kept_calls, minute=set(range(60)), run_at_startup=True, keep_result=0),
             cron(tend_dead_letters, second={5, 20, 35, 50}, run_at_startup=True, keep_result=0),
+            cron(measure_latencies, second={10, 40}, run_at_startup=True, keep_result=0),
             cron(expire_grants, minute={0, 15, 30, 45}, run_at_startup=True, keep_result=0),
         ],
         kind="books",

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from shared.domain.audit import canonical_json
+from shared.domain.conditions import OPT_IN, Conditions
 from shared.domain.pricing import Prices, to_nano
 
 Verdict = Literal["PASS", "CONDITIONAL", "VETO"]
@@ -21,8 +22,8 @@ class Candidate:
 
     `slug` is our name for it, `provider_model_id` the vendor's. Prices are USD per million
     tokens; `q_prior` lies in 0..1; `created` is the vendor's release date, `YYYY-MM-DD`.
-    The verdict is its brand's: CONDITIONAL allows a request that opted in, by naming the model
-    or its brand in its `allow` list or by pinning it. `expected_latency_ms` is None while unknown.
+    The verdict is its brand's: CONDITIONAL allows a request on which its `conditions` hold, and
+    without any of them one that opted in. `expected_latency_ms` is None while unknown.
     """
 
     slug: str
@@ -42,6 +43,7 @@ class Candidate:
     capabilities: frozenset[str] = frozenset()
     expected_latency_ms: int | None = None
     aa_index_source: str | None = None
+    conditions: Conditions | None = None
     prices: Prices | None = field(init=False, repr=False, compare=False)
     q_nano: int = field(init=False, repr=False, compare=False)
 
@@ -54,9 +56,19 @@ class Candidate:
         object.__setattr__(self, "prices", prices)
         object.__setattr__(self, "q_nano", -1 if self.q_prior is None else to_nano(self.q_prior))
 
+    def unmet_condition(
+        self, opted_in: bool, data_class: str | None, region: str | None, tenant_id: str | None
+    ) -> str | None:
+        """The first condition of a CONDITIONAL brand that does not hold on a request."""
+        conditions = self.conditions or OPT_IN
+        return conditions.failing(opted_in, data_class, region, tenant_id)
+
     def to_json(self) -> dict[str, Any]:
-        """Strings, integers, lists and null only, so that it hashes the same everywhere."""
-        return {
+        """Strings, integers, lists and null only, so that it hashes the same everywhere.
+
+        `conditions` is there where there are some: a catalogue without any keeps its hash.
+        """
+        told = {
             "slug": self.slug,
             "brand": self.brand,
             "provider": self.provider,
@@ -75,6 +87,9 @@ class Candidate:
             "expected_latency_ms": self.expected_latency_ms,
             "aa_index_source": self.aa_index_source,
         }
+        if self.conditions is not None:
+            told["conditions"] = self.conditions.to_json()
+        return told
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Candidate":
@@ -97,6 +112,7 @@ class Candidate:
             capabilities=frozenset(str(c) for c in data.get("capabilities") or ()),
             expected_latency_ms=data.get("expected_latency_ms"),
             aa_index_source=data.get("aa_index_source"),
+            conditions=Conditions.from_json(data.get("conditions")),
         )
 
 

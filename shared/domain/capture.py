@@ -114,12 +114,16 @@ def _candidate(
 def dashboard_candidate(
     candidate: Mapping[str, Any], chosen: str | None, floor: Decimal
 ) -> dict[str, Any]:
-    """`excluded`: the drop reason; else `ineligible`, else `below_floor`, else null."""
+    """`excluded`: the drop reason; else `ineligible`, else `below_floor`, else null.
+
+    What is ranked cleared the floor, if not by its prior then by the quality that was measured.
+    """
     excluded = candidate["drop_reason"]
     quality = candidate["q_prior"]
     if excluded is None and not candidate["m_allowed"]:
         excluded = "ineligible"
-    if excluded is None and (quality is None or Decimal(str(quality)) < floor):
+    ranked = candidate.get("rank") is not None
+    if excluded is None and not ranked and (quality is None or Decimal(str(quality)) < floor):
         excluded = "below_floor"
     return {
         "model_slug": candidate["model_slug"],

@@ -82,7 +82,11 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class RoutingHint:
-    """The caller's wishes for a routed call; None everywhere means: the policy decides."""
+    """The caller's wishes for a routed call; None everywhere means: the policy decides.
+
+    `data_class` and `region` say what the call is about and where it is made: they hold for a
+    pinned model too.
+    """
 
     task_type: str | None = None
     min_quality: Decimal | None = None
@@ -91,6 +95,8 @@ class RoutingHint:
     latency_cap_ms: int | None = None
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
+    data_class: str | None = None
+    region: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

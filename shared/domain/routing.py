@@ -13,7 +13,10 @@ from typing import Any, NamedTuple
 
 from shared.domain.audit import canonical_json
 from shared.domain.candidate import Candidate, Catalog, decimal_text
-from shared.domain.inference import ROUTING_TARGET, Capability, Failure
+from shared.domain.evidence import NO_EVIDENCE, Evidence
+from shared.domain.exploration import drawn
+from shared.domain.inference import ROUTING_TARGET, Failure
+from shared.domain.pinning import unroutable
 from shared.domain.pricing import cap_to_nano, floor_to_nano, from_nano, projected_nano
 from shared.domain.routing_policy import (
     DEFAULT_FLOOR,
@@ -45,6 +48,7 @@ class DropReason(StrEnum):
 class Rule(StrEnum):
     CHEAPEST = "cheapest_clearing_floor"
     VETO_APPLIED = "m_allowed_veto_applied"
+    EXPLORED = "explored"
     NONE_CLEARS_FLOOR = "no_candidate_clears_floor"
     NONE_ENROLLED = "no_candidate_enrolled"
 
@@ -54,11 +58,17 @@ _GATED = frozenset({DropReason.BELOW_FLOOR, DropReason.OVER_BUDGET, DropReason.T
 
 RULESET: Mapping[str, Any] = {
     "name": "cheapest-clearing-floor",
-    "version": 1,
+    "version": 2,
     "order": [reason.value for reason in DropReason],
     "pick": ["projected_cost asc", "q_prior desc", "slug asc"],
     "projected_cost": "input estimate x price in + reserved output x price out, 9 places half up",
-    "conditional": "allowed where the request's allow list names the model or its brand",
+    "conditional": "allowed where all conditions of the brand hold on the request: opt_in (the "
+    "allow list names the model or its brand), data_class, region, tenant; opt_in where none is",
+    "quality": "the lower bound of q_empirical where the policy's q_source is empirical and there "
+    "is one, else q_prior",
+    "latency": "the observed p95 where there is one, else what the catalogue expects",
+    "exploration": "digest = sha256(seed + ':explore'); where digest[0:8] / 2^64 is under the "
+    "policy's exploration_share, ranked[1 + digest[8:16] mod (ranked - 1)] goes first",
     "default_floor": decimal_text(DEFAULT_FLOOR),
     "tiers": {name: decimal_text(floor) for name, floor in TIERS.items()},
     "policies": {
@@ -75,13 +85,17 @@ RULESET_HASH = hashlib.sha256(canonical_json(RULESET).encode()).hexdigest()[:16]
 
 
 class CandidateOutcome(NamedTuple):
-    """One candidate's fate. `projected` is nano-USD, None without a price; `rank` counts from 1."""
+    """One candidate's fate. `projected` is nano-USD, None without a price; `rank` counts from 1.
+
+    `q` is the quality that counted, in billionths; -1 without one.
+    """
 
     candidate: Candidate
     m_allowed: bool
     projected: int | None
     drop_reason: DropReason | None = None
     rank: int | None = None
+    q: int = -1
 
     @property
     def projected_cost(self) -> Decimal | None:
@@ -90,7 +104,10 @@ class CandidateOutcome(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the rule said. `outcomes`: the ranked in order, then the dropped by slug."""
+    """What the rule said. `outcomes`: the ranked by cost, then the dropped by slug.
+
+    `evidence` is what the decision was made from of what was observed.
+    """
 
     chosen: Candidate | None
     fallbacks: tuple[Candidate, ...]
@@ -106,6 +123,7 @@ class Decision:
     preference_live: bool
     seed: str
     catalog: Catalog
+    evidence: Evidence
 
     ruleset_hash = RULESET_HASH
 
@@ -135,6 +153,7 @@ class Decision:
             "preference_live": self.preference_live,
             "seed": self.seed,
             "ruleset_hash": self.ruleset_hash,
+            **self.evidence.to_json(),
         }
 
 
@@ -145,38 +164,51 @@ def decide(
     active_providers: frozenset[str],
     preference_live: bool,
     seed: str,
+    evidence: Evidence = NO_EVIDENCE,
 ) -> Decision:
-    """Choose the cheapest candidate that clears the floor, and say why of every other."""
+    """Choose the cheapest candidate that clears the floor, and say why of every other.
+
+    Of the evidence counts what the request and its policy ask for. Where the policy explores, the
+    seed may put another of those that clear everything before the cheapest.
+    """
     floor, source = resolve_floor(features, policy, preference_live)
+    seen = evidence.of(
+        catalog.names, features.latency_cap_ms is not None, policy.q_source == "empirical"
+    )
     gates = _Gates(
         floor_to_nano(floor),
         None if features.budget_cap_usd is None else cap_to_nano(features.budget_cap_usd),
         features.latency_cap_ms,
+        seen,
     )
     alive: list[CandidateOutcome] = []
     dropped: list[CandidateOutcome] = []
     for candidate in catalog.candidates:
-        outcome = gate(enrol(candidate, features, active_providers), gates)
-        (dropped if outcome.drop_reason else alive).append(outcome)
+        outcome = enrol(candidate, features, active_providers, seen)
+        if outcome.drop_reason is None:
+            outcome = gate(outcome, gates)
+        (alive if outcome.drop_reason is None else dropped).append(outcome)
     ranked = rank(alive)
     rule = choose(ranked, dropped, features, gates)
-    chosen = ranked[0].candidate if ranked else None
+    order = explore(ranked, policy, seed)
+    chosen = order[0].candidate if order else None
     band = features.routing_preference if preference_live else "balanced"
     return Decision(
         chosen=chosen,
-        fallbacks=tuple(o.candidate for o in ranked[1:]),
+        fallbacks=tuple(o.candidate for o in order[1:]),
         outcomes=(*ranked, *dropped),
-        rule=rule,
+        rule=rule if order is ranked else Rule.EXPLORED,
         min_quality=floor.normalize(),
         floor_source=source,
         cell=f"{features.task_type}:{chosen.slug if chosen else 'none'}:{band}",
-        projected_cost=ranked[0].projected_cost if ranked else None,
+        projected_cost=order[0].projected_cost if order else None,
         features=features,
         policy=policy,
         active_providers=active_providers,
         preference_live=preference_live,
         seed=seed,
         catalog=catalog,
+        evidence=seen,
     )
 
 
@@ -187,16 +219,20 @@ class _Gates:
     floor: int
     budget: int | None
     latency_ms: int | None
+    seen: Evidence
 
 
 def enrol(
-    candidate: Candidate, features: RequestFeatures, active_providers: frozenset[str]
+    candidate: Candidate,
+    features: RequestFeatures,
+    active_providers: frozenset[str],
+    seen: Evidence,
 ) -> CandidateOutcome:
     """Whether this model may serve this request at all."""
     reserved = min(features.reserved_output_tokens, candidate.max_output_tokens)
     prices = candidate.prices
     projected = None if prices is None else projected_nano(prices, features.input_tokens, reserved)
-    allowed = verdict_allows(candidate, features)
+    allowed = candidate.verdict == "PASS" or conditions_hold(candidate, features)
     reason: DropReason | None = None
     if candidate.provider not in active_providers:
         reason = DropReason.NO_PROVIDER
@@ -208,7 +244,10 @@ def enrol(
         reason = DropReason.VETO
     else:
         reason = _unfit(candidate, features, reserved)
-    return CandidateOutcome(candidate, allowed, projected, reason)
+    q = candidate.q_nano
+    if seen.empirical and (found := seen.empirical.get(candidate.slug)):
+        q = found.lower_nano
+    return CandidateOutcome(candidate, allowed, projected, reason, None, q)
 
 
 def _unfit(candidate: Candidate, features: RequestFeatures, reserved: int) -> DropReason | None:
@@ -217,44 +256,46 @@ def _unfit(candidate: Candidate, features: RequestFeatures, reserved: int) -> Dr
         return DropReason.MISSING_CAPABILITY
     if features.input_tokens + reserved > candidate.context_window:
         return DropReason.MISSING_CAPABILITY
-    if _named(candidate, features.deny):
+    if features.deny and _named(candidate, features.deny):
         return DropReason.DENIED
     if features.allow and not _named(candidate, features.allow):
         return DropReason.DENIED
     return None
 
 
-def verdict_allows(candidate: Candidate, features: RequestFeatures) -> bool:
-    """PASS always; CONDITIONAL where the request's `allow` list names it; else never."""
-    if candidate.verdict == "CONDITIONAL":
-        return _named(candidate, features.allow)
-    return candidate.verdict == "PASS"
+def conditions_hold(candidate: Candidate, features: RequestFeatures) -> bool:
+    """Whether the brand is CONDITIONAL, and all its conditions hold on the request."""
+    if candidate.verdict != "CONDITIONAL":
+        return False
+    opted_in = _named(candidate, features.allow)
+    said = features.data_class, features.region, features.tenant_id
+    return candidate.unmet_condition(opted_in, *said) is None
 
 
 def _named(candidate: Candidate, names: frozenset[str]) -> bool:
-    return bool(names) and not names.isdisjoint(
-        (candidate.slug, candidate.brand, candidate.provider_model_id)
-    )
+    return not names.isdisjoint((candidate.slug, candidate.brand, candidate.provider_model_id))
 
 
 def gate(outcome: CandidateOutcome, gates: _Gates) -> CandidateOutcome:
     """Drop an enrolled candidate that misses the floor, the budget or the latency cap."""
-    if outcome.drop_reason is not None:
-        return outcome
-    reason = _gated(outcome.candidate, outcome.projected, gates)
+    reason = _gated(outcome, gates)
     if reason is None:
         return outcome
-    return CandidateOutcome(outcome.candidate, outcome.m_allowed, outcome.projected, reason)
+    candidate, allowed, projected, _, _, q = outcome
+    return CandidateOutcome(candidate, allowed, projected, reason, None, q)
 
 
-def _gated(candidate: Candidate, projected: int | None, gates: _Gates) -> DropReason | None:
-    if candidate.q_nano < gates.floor:
+def _gated(outcome: CandidateOutcome, gates: _Gates) -> DropReason | None:
+    if outcome.q < gates.floor:
         return DropReason.BELOW_FLOOR
+    projected = outcome.projected
     if gates.budget is not None and (projected is None or projected > gates.budget):
         return DropReason.OVER_BUDGET
-    latency = candidate.expected_latency_ms
-    if gates.latency_ms is not None and latency is not None and latency > gates.latency_ms:
-        return DropReason.TOO_SLOW
+    if gates.latency_ms is not None:
+        candidate = outcome.candidate
+        latency = gates.seen.latencies.get(candidate.slug, candidate.expected_latency_ms)
+        if latency is not None and latency > gates.latency_ms:
+            return DropReason.TOO_SLOW
     return None
 
 
@@ -262,13 +303,26 @@ def rank(alive: list[CandidateOutcome]) -> list[CandidateOutcome]:
     """Cheapest first; then higher quality, then slug."""
     alive.sort(key=_order)
     return [
-        CandidateOutcome(o.candidate, o.m_allowed, o.projected, None, place)
-        for place, o in enumerate(alive, 1)
+        CandidateOutcome(candidate, allowed, projected, None, place, q)
+        for place, (candidate, allowed, projected, _, _, q) in enumerate(alive, 1)
     ]
 
 
+def explore(
+    ranked: list[CandidateOutcome], policy: CallerPolicy, seed: str
+) -> list[CandidateOutcome]:
+    """The order to ask in: as ranked, or with another than the cheapest before it.
+
+    All that are ranked clear the floor and the caps, so that exploring never leaves them.
+    """
+    place = drawn(seed, policy.exploration_share, len(ranked) - 1)
+    if place is None:
+        return ranked
+    return [ranked[place + 1], *ranked[: place + 1], *ranked[place + 2 :]]
+
+
 def _order(outcome: CandidateOutcome) -> tuple[int, int, str]:
-    return outcome.projected or 0, -outcome.candidate.q_nano, outcome.candidate.slug
+    return outcome.projected or 0, -outcome.q, outcome.candidate.slug
 
 
 def choose(
@@ -295,10 +349,7 @@ def choose(
 def _clears_all_else(outcome: CandidateOutcome, features: RequestFeatures, gates: _Gates) -> bool:
     candidate = outcome.candidate
     reserved = min(features.reserved_output_tokens, candidate.max_output_tokens)
-    return (
-        _unfit(candidate, features, reserved) is None
-        and _gated(candidate, outcome.projected, gates) is None
-    )
+    return _unfit(candidate, features, reserved) is None and _gated(outcome, gates) is None
 
 
 def replay(inputs: Mapping[str, Any]) -> Decision:
@@ -310,6 +361,7 @@ def replay(inputs: Mapping[str, Any]) -> Decision:
         frozenset(inputs["active_providers"]),
         inputs["preference_live"],
         inputs["seed"],
+        Evidence.from_json(inputs),
     )
 
 
@@ -325,53 +377,4 @@ def refusal(decision: Decision) -> Failure:
         message = f"No model clears the quality floor of {decimal_text(decision.min_quality)}"
         message += " within the request's budget and latency caps."
         hint = "Lower min_quality or raise budget_cap_usd or latency_cap_ms."
-    return _unroutable(decision.rule.value, ROUTING_TARGET, None, message, hint)
-
-
-def pinned(
-    model: str, catalog: Catalog, features: RequestFeatures, active_providers: frozenset[str]
-) -> Candidate | Failure:
-    """The model that a passthrough names by slug or vendor id, or the 422 that says what to do.
-
-    Room in the context window is left to the provider, whose own wording clients act upon.
-    """
-    found = catalog.find(model)
-    if found is None:
-        hint = f"GET /v1/models lists the catalogue; {ROUTING_TARGET} lets the router choose."
-        return _unavailable(model, None, f"The model {model} is not in the catalogue.", hint)
-    if found.verdict == "VETO" or found.verdict is None:
-        hint = "Choose a model of another brand."
-        return _unavailable(model, found, f"The brand {found.brand} is not allowed here.", hint)
-    if found.prices is None:
-        hint = "Choose a model that GET /v1/models lists with prices."
-        return _unavailable(model, found, f"The model {model} has no price.", hint)
-    if found.provider not in active_providers:
-        text = (
-            f"The model {model} cannot be asked: its provider {found.provider} is not active. It is"
-            " not configured, or this version does not speak its wire."
-        )
-        hint = "Choose a model of an active provider, see GET /v1/providers."
-        return _unavailable(model, found, text, hint)
-    return _incapable(model, found, features) or found
-
-
-def _incapable(model: str, found: Candidate, features: RequestFeatures) -> Failure | None:
-    missing = sorted(features.capabilities - found.capabilities)
-    if not missing:
-        return None
-    hint = f"Leave {' and '.join(missing)} out, pin a model that has it, or use {ROUTING_TARGET}."
-    text = f"The model {model} does not support {', '.join(missing)}."
-    if Capability.TOOLS in missing:
-        code = "tools_not_supported_by_backend"
-        return _unroutable(code, model, found.provider, text, hint)
-    return _unavailable(model, found, text, hint)
-
-
-def _unavailable(model: str, found: Candidate | None, message: str, hint: str) -> Failure:
-    provider = None if found is None else found.provider
-    return _unroutable("model_unavailable", model, provider, message, hint)
-
-
-def _unroutable(code: str, model: str, provider: str | None, message: str, hint: str) -> Failure:
-    detail = {"model": model, "provider": provider, "hint": hint}
-    return Failure(code=code, status=422, message=f"{message} {hint}", detail=detail)
+    return unroutable(decision.rule.value, ROUTING_TARGET, None, message, hint)

@@ -12,12 +12,14 @@ from typing import Any
 
 from shared.domain.candidate import decimal_text
 from shared.domain.estimate import estimate_input_tokens
+from shared.domain.evidence import QSource
 from shared.domain.inference import InferenceRequest
 from shared.domain.task_type import classify
 
 TIERS = {"good": Decimal("0.50"), "strong": Decimal("0.70"), "frontier": Decimal("0.85")}
 DEFAULT_FLOOR = TIERS["good"]
 DEFAULT_OUTPUT_TOKENS = 1024
+NO_EXPLORATION = Decimal(0)
 
 PREFERENCES = ("balanced", "quality", "cost")
 PREFERENCE_STEP = Decimal("0.10")
@@ -42,12 +44,17 @@ POLICY_VERSIONS: Mapping[str, Mapping[str, Decimal]] = {
 
 @dataclass(frozen=True, slots=True)
 class CallerPolicy:
-    """The defaults of an agent and its tenant. `version` is a key of `POLICY_VERSIONS`."""
+    """The defaults of an agent and its tenant. `version` is a key of `POLICY_VERSIONS`.
+
+    `q_source` says which quality counts, `exploration_share` which part of decisions explores.
+    """
 
     agent_min_quality: Decimal | None = None
     tenant_min_quality: Decimal | None = None
     version: str = FLAT_POLICY
     default_output_tokens: int = DEFAULT_OUTPUT_TOKENS
+    q_source: QSource = "prior"
+    exploration_share: Decimal = NO_EXPLORATION
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -55,6 +62,8 @@ class CallerPolicy:
             "tenant_min_quality": decimal_text(self.tenant_min_quality),
             "version": self.version,
             "default_output_tokens": self.default_output_tokens,
+            "q_source": self.q_source,
+            "exploration_share": decimal_text(self.exploration_share),
         }
 
     @classmethod
@@ -64,6 +73,8 @@ class CallerPolicy:
             _decimal(data.get("tenant_min_quality")),
             data.get("version") or FLAT_POLICY,
             data.get("default_output_tokens") or DEFAULT_OUTPUT_TOKENS,
+            data.get("q_source") or "prior",
+            _decimal(data.get("exploration_share")) or NO_EXPLORATION,
         )
 
 
@@ -101,7 +112,8 @@ class RequestFeatures:
     """All of a request that the rule looks at; holds no word of the prompt.
 
     `min_quality` is the caller's explicit floor. `reserved_output_tokens` is `max_tokens`,
-    else the policy's default, before a model's own limit cuts it.
+    else the policy's default, before a model's own limit cuts it. `data_class` and `region` are
+    the caller's word; None where it said nothing.
     """
 
     task_type: str
@@ -114,6 +126,9 @@ class RequestFeatures:
     latency_cap_ms: int | None = None
     allow: frozenset[str] = frozenset()
     deny: frozenset[str] = frozenset()
+    tenant_id: str | None = None
+    data_class: str | None = None
+    region: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -127,6 +142,9 @@ class RequestFeatures:
             "latency_cap_ms": self.latency_cap_ms,
             "allow": sorted(self.allow),
             "deny": sorted(self.deny),
+            "tenant_id": self.tenant_id,
+            "data_class": self.data_class,
+            "region": self.region,
         }
 
     @classmethod
@@ -142,11 +160,14 @@ class RequestFeatures:
             latency_cap_ms=data["latency_cap_ms"],
             allow=frozenset(data["allow"]),
             deny=frozenset(data["deny"]),
+            tenant_id=data.get("tenant_id"),
+            data_class=data.get("data_class"),
+            region=data.get("region"),
         )
 
 
-def features(request: InferenceRequest, policy: CallerPolicy) -> RequestFeatures:
-    """What the rule needs to know of `request`."""
+def features(request: InferenceRequest, policy: CallerPolicy, tenant_id: str) -> RequestFeatures:
+    """What the rule needs to know of `request`, which is a call of this tenant's."""
     hint = request.hint
     max_tokens = request.max_tokens
     return RequestFeatures(
@@ -160,6 +181,9 @@ def features(request: InferenceRequest, policy: CallerPolicy) -> RequestFeatures
         latency_cap_ms=hint.latency_cap_ms,
         allow=frozenset(hint.allow),
         deny=frozenset(hint.deny),
+        tenant_id=tenant_id,
+        data_class=hint.data_class,
+        region=hint.region,
     )
 
 

@@ -1,11 +1,14 @@
 """Catalogues and requests for the tests of the rule: the anchors, and any that could be."""
 
+from dataclasses import replace
 from typing import TypeVar
 
 from hypothesis import settings
 from hypothesis import strategies as st
 
 from shared.domain.candidate import Candidate, Catalog
+from shared.domain.conditions import DATA_CLASSES
+from shared.domain.evidence import NO_EVIDENCE, Empirical, Evidence
 from shared.domain.routing import Decision, decide
 from shared.domain.routing_policy import PREFERENCES, TIERS, CallerPolicy, RequestFeatures
 from shared.domain.task_type import TASK_TYPES
@@ -70,8 +73,9 @@ def decided(
     policy: CallerPolicy = FLAT,
     active: frozenset[str] = ALL_ACTIVE,
     preference_live: bool = False,
+    evidence: Evidence = NO_EVIDENCE,
 ) -> Decision:
-    return decide(features, catalog, policy, active, preference_live, "seed")
+    return decide(features, catalog, policy, active, preference_live, "seed", evidence)
 
 
 def mostly(usual: st.SearchStrategy[T], rare: st.SearchStrategy[T]) -> st.SearchStrategy[T]:
@@ -81,6 +85,22 @@ def mostly(usual: st.SearchStrategy[T], rare: st.SearchStrategy[T]) -> st.Search
 
 qualities = st.decimals("0", "1", places=2)
 prices = st.decimals("0.01", "100", places=3)
+
+TENANTS = ("00000000-0000-7000-8000-00000000000a", "00000000-0000-7000-8000-00000000000b")
+REGIONS = ("eu", "us-east-1")
+
+# verdicts with their conditions, drawn as they stand: building them each time is what takes long
+VERDICTS: list[tuple[str | None, dict[str, object] | None]] = [
+    *[("PASS", None)] * 8,
+    ("VETO", None),
+    (None, None),
+    ("CONDITIONAL", None),
+    ("CONDITIONAL", {"opt_in": True}),
+    ("CONDITIONAL", {"data_class": ["public", "internal"]}),
+    ("CONDITIONAL", {"region": ["eu"]}),
+    ("CONDITIONAL", {"tenant": [TENANTS[0]]}),
+    ("CONDITIONAL", {"data_class": ["restricted"], "region": list(REGIONS), "opt_in": True}),
+]
 
 candidates = st.builds(
     lambda slug, brand, price_in, price_out, q, verdict, window, limit, capabilities, latency: (
@@ -97,7 +117,8 @@ candidates = st.builds(
                 "price_in": price_in,
                 "price_out": price_out,
                 "q_prior": q,
-                "verdict": verdict,
+                "verdict": verdict[0],
+                "conditions": verdict[1],
                 "capabilities": capabilities,
                 "expected_latency_ms": latency,
             }
@@ -108,7 +129,7 @@ candidates = st.builds(
     price_in=mostly(prices, st.none()),
     price_out=prices,
     q=mostly(qualities, st.none()),
-    verdict=st.sampled_from(["PASS", "PASS", "PASS", "PASS", "PASS", "CONDITIONAL", "VETO", None]),
+    verdict=st.sampled_from(VERDICTS),
     window=st.integers(8_000, 100_000),
     limit=st.integers(100, 10_000),
     capabilities=mostly(st.just(set(CAPABILITIES)), st.sets(st.sampled_from(CAPABILITIES))),
@@ -130,12 +151,29 @@ requests = st.builds(
     latency_cap_ms=mostly(st.none(), st.integers(1, 10_000)),
     allow=names,
     deny=names,
+    tenant_id=st.sampled_from(TENANTS),
+    data_class=st.none() | st.sampled_from(DATA_CLASSES),
+    region=st.none() | st.sampled_from(REGIONS),
 )
 policies = st.builds(
     CallerPolicy,
     agent_min_quality=st.none() | qualities,
     tenant_min_quality=st.none() | st.sampled_from(list(TIERS.values())),
     version=st.sampled_from(["flat-1", "task-floors-1"]),
+    q_source=st.sampled_from(["prior", "empirical"]),
+)
+exploring = st.builds(
+    lambda policy, share: replace(policy, exploration_share=share),
+    policies,
+    st.decimals("0.05", "1", places=2),
+)
+slugs = st.integers(0, 99).map("m{:02d}".format)
+evidence = st.builds(
+    Evidence,
+    latencies=st.dictionaries(slugs, st.integers(1, 10_000), max_size=12),
+    empirical=st.dictionaries(
+        slugs, st.builds(Empirical, qualities, qualities, st.integers(1, 1000)), max_size=12
+    ),
 )
 active_sets: st.SearchStrategy[frozenset[str]] = mostly(
     st.just(ALL_ACTIVE), st.frozensets(st.sampled_from(PROVIDERS))

@@ -9,6 +9,7 @@ from hypothesis import given
 
 from shared.domain.candidate import Catalog
 from shared.domain.capture import columns, dashboard_candidate, receipt
+from shared.domain.evidence import Empirical, Evidence
 from shared.domain.routing import Decision, decide, replay
 from shared.domain.routing_policy import CallerPolicy, RequestFeatures
 from tests.domain.routing_cases import (
@@ -194,3 +195,13 @@ def test_why_the_dashboard_leaves_one_out(
     }
     shown = dashboard_candidate(candidate, None, Decimal("0.50"))
     assert shown["excluded"] == excluded
+
+
+def test_the_dashboard_shows_one_that_was_ranked_by_its_measured_quality() -> None:
+    found = Evidence(empirical={"gpt-5-5": Empirical(Decimal("0.99"), Decimal("0.97"), 500)})
+    policy = CallerPolicy(q_source="empirical")
+    decision = decided(asked(min_quality=Decimal("0.96")), policy=policy, evidence=found)
+    shown = {each["model_slug"]: each for each in receipt_of(decision)["dashboard_candidates"]}
+    assert shown["gpt-5-5"]["chosen"]
+    assert shown["gpt-5-5"]["excluded"] is None  # though its prior is 0.90
+    assert shown["claude-opus-4-7"]["excluded"] == "below_quality_floor"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from shared.domain.audit import canonical_json
 from shared.domain.candidate import Candidate, Catalog
 from shared.domain.capture import columns
+from shared.domain.conditions import Conditions
 from shared.domain.routing import Decision, DropReason, Rule, decide, replay
 from shared.domain.routing_policy import CallerPolicy, RequestFeatures, resolve_floor
 from tests.domain.routing_cases import (
@@ -116,6 +117,13 @@ def test_the_chosen_passes_every_gate_and_none_that_passes_is_cheaper(
     assert chosen.q_prior >= decision.min_quality
     assert features.capabilities <= chosen.capabilities
     assert chosen.verdict in ("PASS", "CONDITIONAL")
+    if chosen.verdict == "CONDITIONAL":
+        asks = chosen.conditions or Conditions(opt_in=True)
+        assert asks.data_class is None or features.data_class in asks.data_class
+        assert asks.region is None or features.region in asks.region
+        assert asks.tenant is None or features.tenant_id in asks.tenant
+        names = {chosen.slug, chosen.brand, chosen.provider_model_id}
+        assert not asks.opt_in or features.allow & names
     assert not features.deny & {chosen.slug, chosen.brand, chosen.provider_model_id}
     cost = decision.projected_cost
     assert cost is not None
@@ -155,6 +163,11 @@ def test_a_dominated_candidate_changes_nothing(
     again = decide(features, Catalog.of([*catalog.candidates, worse]), policy, active, False, "s")
     assert again.chosen == chosen
     assert again.rule is decision.rule
+    assert again.projected_cost == decision.projected_cost
+    assert again.cell == decision.cell
+    assert [c for c in again.fallbacks if c.slug != "zz"] == list(decision.fallbacks)
+    fates = [(o.candidate, o.drop_reason) for o in again.outcomes if o.candidate.slug != "zz"]
+    assert fates == [(o.candidate, o.drop_reason) for o in decision.outcomes]
 
 
 @steady
@@ -178,8 +191,7 @@ def test_a_higher_floor_never_lowers_the_quality_or_the_price(
     assert above.projected_cost >= below.projected_cost
     assert above.chosen.q_prior is not None
     assert above.chosen.q_prior >= high
-    if above.projected_cost == below.projected_cost:
-        assert above.chosen.q_nano <= below.chosen.q_nano or above.chosen == below.chosen
+    assert above.chosen.q_nano >= below.chosen.q_nano
 
 
 @steady

@@ -31,6 +31,15 @@ INSERT INTO models (slug, brand, provider, provider_model_id, display_name, cont
 VALUES ('{ONLY_WORDS}', 'openai', 'openai', '{ONLY_WORDS}', 'Words only', 8000, 1000, 1, 1, 'PASS')
 """
 
+# One that takes public data from the EU only, and is too dear to be chosen by chance.
+EU_ONLY = "eu-only"
+_EU_ONLY_ROW = f"""
+INSERT INTO models (slug, brand, provider, provider_model_id, display_name, context_window,
+                    max_output_tokens, price_in, price_out, q_prior, verdict, conditions)
+VALUES ('{EU_ONLY}', 'careful', 'openai', '{EU_ONLY}', 'EU only', 8000, 1000, 500, 500, 0.8,
+        'CONDITIONAL', '{{"data_class": ["public"], "region": ["eu"]}}')
+"""
+
 # Without the SDKs' own retries each call of a test is one call; who waits for ever has failed.
 ONCE: Any = {"max_retries": 0, "timeout": 30}
 
@@ -119,7 +128,7 @@ async def new_database(servers: Servers, template: str, name: str) -> None:
     await seed_catalog(owner_url)
     owner = await asyncpg.connect(owner_url)
     try:
-        await owner.execute(_ONLY_WORDS_ROW)
+        await owner.execute(_ONLY_WORDS_ROW + ";" + _EU_ONLY_ROW)
     finally:
         await owner.close()
 

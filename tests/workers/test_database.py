@@ -27,6 +27,7 @@ from shared.dead_letters import DeadLetterRow
 from shared.domain.ledger import PROVIDER_COST_ACCOUNT, AccountKind
 from shared.kept import KeptCallRow
 from shared.killswitch import KillswitchCallRow, KillswitchRow, KillswitchThresholdRow
+from shared.latencies import ModelLatencyRow
 from shared.master_key import MasterKeyProofRow
 from shared.models import METADATA, AccountRow, LedgerEntryRow
 from shared.operators import OperatorEventRow
@@ -45,6 +46,7 @@ ELSEWHERE = (
     KillswitchRow,
     KillswitchThresholdRow,
     MasterKeyProofRow,
+    ModelLatencyRow,
     OperatorEventRow,
 )
 SEAL_BROKEN = asyncpg.RestrictViolationError

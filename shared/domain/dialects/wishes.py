@@ -1,9 +1,12 @@
 """What every body may hold besides the model's own fields: the target and the routing wishes."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
+from shared.domain.conditions import DATA_CLASSES, REGION
 from shared.domain.dialects.fields import (
     a_decimal,
     a_name,
@@ -18,6 +21,7 @@ from shared.domain.dialects.fields import (
 from shared.domain.inference import (
     Block,
     Capability,
+    InferenceRequest,
     Message,
     RoutingHint,
     Tool,
@@ -37,8 +41,17 @@ HINT_FIELDS = frozenset(
         "latency_cap_ms",
         "allow",
         "deny",
+        "data_class",
+        "region",
     }
 )
+# the wishes that a header may say too, so that no client has to change its bodies
+HINT_HEADERS = {
+    "routing_preference": "x-ainfera-priority",
+    "data_class": "x-ainfera-data-class",
+    "region": "x-ainfera-region",
+}
+_REGION = re.compile(REGION)
 
 _CAPABILITY_OF_BLOCK = {
     "image": Capability.VISION,
@@ -68,7 +81,50 @@ def read_hint(body: Mapping[str, Any]) -> RoutingHint:
         latency_cap_ms=optional_int(hint, "latency_cap_ms", 0, at),
         allow=_slugs(hint.get("allow"), at + "allow"),
         deny=_slugs(hint.get("deny"), at + "deny"),
+        data_class=_data_class(hint.get("data_class"), at + "data_class"),
+        region=_region(hint.get("region"), at + "region"),
     )
+
+
+def hear_headers(request: InferenceRequest, headers: Mapping[str, str]) -> InferenceRequest:
+    """The request with the wishes that its headers say; where its body says one, the body wins.
+
+    Header names are in lower case. Raises `InvalidRequest`, which names the header at fault.
+    """
+    said = {wish: headers[name] for wish, name in HINT_HEADERS.items() if name in headers}
+    if not said:
+        return request
+    hint = request.hint
+    heard = RoutingHint(
+        routing_preference=said.get("routing_preference"),
+        data_class=_data_class(said.get("data_class"), HINT_HEADERS["data_class"]),
+        region=_region(said.get("region"), HINT_HEADERS["region"]),
+    )
+    return replace(
+        request,
+        hint=replace(
+            hint,
+            routing_preference=hint.routing_preference or heard.routing_preference,
+            data_class=hint.data_class or heard.data_class,
+            region=hint.region or heard.region,
+        ),
+    )
+
+
+def _data_class(value: Any, param: str) -> str | None:
+    if value is None:
+        return None
+    if value not in DATA_CLASSES:
+        raise fault(param, f"must be one of {', '.join(DATA_CLASSES)}")
+    return str(value)
+
+
+def _region(value: Any, param: str) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not _REGION.fullmatch(value):
+        raise fault(param, "must be a word of lowercase letters, digits and hyphens, such as eu")
+    return value
 
 
 def _slugs(value: Any, param: str) -> tuple[str, ...]:
