@@ -10,6 +10,7 @@ from shared.config import Settings
 from shared.domain.candidate import Catalog
 from shared.kept import KeptCalls
 from shared.killswitch import Killswitch
+from shared.policy_book import PolicyBook
 from shared.publisher import Publisher
 from workers.ledger import Ledger
 from workers.providers import Provider
@@ -75,4 +76,5 @@ class Deps:
     catalog: Catalog
     cancellations: Cancellations
     killswitch: Killswitch
+    policies: PolicyBook
     monotonic: Callable[[], float]

@@ -54,7 +54,7 @@ def plan_call(call: Call, deps: Deps) -> Plan:
         deps.catalog,
         policy,
         active,
-        deps.settings.routing_preference_live,
+        deps.policies.preference_live,
         seed=call.inference_id,
     )
     if decision.chosen is None:

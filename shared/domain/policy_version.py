@@ -17,7 +17,7 @@ from shared.domain.candidate import decimal_text
 QSource = Literal["prior", "empirical"]
 
 # the same for every version: a caller who names no floor is never below it
-DEFAULT_FLOOR = Decimal("0.50")
+GENERAL_FLOOR = Decimal("0.50")
 DEFAULT_OUTPUT_TOKENS = 1024
 NO_EXPLORATION = Decimal(0)
 FLAT_POLICY = "flat-1"
@@ -48,7 +48,7 @@ class PolicyVersion:
         return {
             "version": self.version,
             "description": self.description,
-            "default_floor": decimal_text(DEFAULT_FLOOR),
+            "default_floor": decimal_text(GENERAL_FLOOR),
             "floors": {task: decimal_text(self.floors[task]) for task in sorted(self.floors)},
             "default_output_tokens": self.default_output_tokens,
             "q_source": self.q_source,

@@ -15,16 +15,17 @@ from shared.domain.estimate import estimate_input_tokens
 from shared.domain.inference import InferenceRequest
 from shared.domain.policy_version import (
     BUILT_IN,
-    DEFAULT_FLOOR,
     DEFAULT_OUTPUT_TOKENS,
     FLAT_POLICY,
+    GENERAL_FLOOR,
     NO_EXPLORATION,
     PolicyVersion,
     QSource,
 )
 from shared.domain.task_type import classify
 
-TIERS = {"good": DEFAULT_FLOOR, "strong": Decimal("0.70"), "frontier": Decimal("0.85")}
+TIERS = {"good": GENERAL_FLOOR, "strong": Decimal("0.70"), "frontier": Decimal("0.85")}
+DEFAULT_FLOOR = TIERS["good"]
 
 PREFERENCES = ("balanced", "quality", "cost")
 PREFERENCE_STEP = Decimal("0.10")

@@ -30,6 +30,7 @@ from shared.killswitch import KillswitchCallRow, KillswitchRow, KillswitchThresh
 from shared.master_key import MasterKeyProofRow
 from shared.models import METADATA, AccountRow, LedgerEntryRow
 from shared.operators import OperatorEventRow
+from shared.policies import PolicyPublicationRow, PolicyVersionRow, RoutingGateRow
 from tests.workers.ledger_cases import call, ending, hold, new_agent
 from tests.workers.letter_cases import burial
 
@@ -46,6 +47,9 @@ ELSEWHERE = (
     KillswitchThresholdRow,
     MasterKeyProofRow,
     OperatorEventRow,
+    PolicyPublicationRow,
+    PolicyVersionRow,
+    RoutingGateRow,
 )
 SEAL_BROKEN = asyncpg.RestrictViolationError
 
