@@ -131,5 +131,6 @@ def _told_tally(tally: dict[str, Any]) -> str:
     percent = "" if usd["percent"] is None else f" ({usd['percent']} %)"
     return (
         f"{tally['changed']} of {tally['calls']} decisions change,"
-        f" {tally['refused']} would be refused, {tally['answered']} no longer; projected {usd['before']} → {usd['after']} USD{percent}"
+        f" {tally['refused']} would be refused, {tally['answered']} no longer;"
+        f" projected {usd['before']} → {usd['after']} USD{percent}"
     )
