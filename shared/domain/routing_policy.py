@@ -8,6 +8,8 @@ moves any floor that this request did not name itself, and only while its gate i
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from shared.domain.candidate import decimal_text
@@ -85,8 +87,14 @@ class CallerPolicy:
             data.get("default_output_tokens") or DEFAULT_OUTPUT_TOKENS,
             data.get("q_source") or "prior",
             _decimal(data.get("exploration_share")) or NO_EXPLORATION,
-            None if floors is None else {task: Decimal(floor) for task, floor in floors.items()},
+            None if floors is None else _floors(tuple(floors.items())),
         )
+
+
+@lru_cache(maxsize=64)
+def _floors(told: tuple[tuple[str, str], ...]) -> Mapping[str, Decimal]:
+    """Floors as numbers. Versions are few and every call bears one, so they are made once."""
+    return MappingProxyType({task: Decimal(floor) for task, floor in told})
 
 
 def caller_policy(
