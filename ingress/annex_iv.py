@@ -21,8 +21,8 @@ from shared.audit_log import AuditLoggedRow
 from shared.config import VERSION
 from shared.domain.annex_iv import POINTS, REGULATION
 from shared.domain.routing import RULESET_HASH
-from shared.domain.routing_policy import caller_policy
 from shared.models import AgentRow, AuditEventRow, AuditHeadRow, TenantRow
+from shared.policy_book import PolicyBook
 
 router = APIRouter()
 
@@ -179,7 +179,7 @@ async def read_annex_iv(
             period=Period(since=moment(since), until=moment(until)),
             gateway=Gateway(service="Ainfera", version=VERSION),
             agent=_agent(agent),
-            policies=await _policies(s, agent),
+            policies=await _policies(s, agent, deps.policies),
             models=await _models(s, bound),
             outcomes=await _outcomes(s, bound),
             audit=await _trail(s, agent, deps),
@@ -199,11 +199,11 @@ def _agent(agent: AgentRow) -> AgentPart:
     )
 
 
-async def _policies(s: AsyncSession, agent: AgentRow) -> Policies:
+async def _policies(s: AsyncSession, agent: AgentRow, book: PolicyBook) -> Policies:
     tenant = await s.get_one(TenantRow, agent.tenant_id)
     return Policies(
         spend_policy=spend_policy(agent),
-        routing_policy=caller_policy(tenant.policy, agent.min_quality).to_json(),
+        routing_policy=book.policy_of(tenant.policy, agent.min_quality).to_json(),
         ruleset_hash=RULESET_HASH,
     )
 

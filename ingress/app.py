@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from redis.asyncio import Redis
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -26,6 +27,7 @@ from ingress import (
     measures,
     operations,
     reads,
+    routing_policy,
     usage,
     wallets,
 )
@@ -42,7 +44,7 @@ from ingress.openapi import describe
 from ingress.relay import Relay
 from shared.catalog import open_catalog
 from shared.config import VERSION, Settings, active_providers
-from shared.control import KEY_REVOKED, ControlListener
+from shared.control import KEY_REVOKED, TENANT_POLICY, ControlListener
 from shared.db import Database
 from shared.domain.inference import Dialect
 from shared.errors import AinferaError, InternalError, InvalidBody, NotFound, RequestTooLarge
@@ -50,6 +52,7 @@ from shared.heap import settle_heap
 from shared.kept import KeptCalls
 from shared.keys import agent_key_sealer
 from shared.killswitch import Killswitch
+from shared.policy_book import PolicyBook
 from shared.queue import InferenceQueue, queue_limits
 from shared.valkey import open_valkey
 
@@ -64,7 +67,7 @@ DIALECT_OF_PATH = {
 LOST_AFTER_S = 30.0
 ROUTERS = (
     *(inference, inferences, events, discovery, agents, keys, wallets, ledger, usage),
-    *(attributions, reads, audit, annex_iv),
+    *(attributions, reads, audit, annex_iv, routing_policy),
     *(operations, measures, dead_letters, killswitches),
 )
 
@@ -98,7 +101,8 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
     agent_key_sealer(settings.master_key.get_secret_value())  # refuses a key that cannot seal
     redis = open_valkey(settings.redis_url)
     db = Database(settings)
-    keyring = KeyCache(db, limits=default_limits(settings))
+    policies = PolicyBook(db, settings.routing_preference_live)
+    keyring = KeyCache(db, limits=default_limits(settings), policies=policies)
     last_use = LastUse(keyring, db)
     queue = InferenceQueue(redis, queue_limits(settings))
     relay = Relay(
@@ -112,25 +116,15 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
 
     killswitch = Killswitch(db)
 
-    def obey(order: Mapping[str, Any]) -> None:
-        if order["type"] == KEY_REVOKED:
-            keyring.forget(order["key_hash"])
-        killswitch.obey(order)
-
     kept = KeptCalls(db, settings)
     ends = Ends(kept, settings, settings.call_deadline_s + LOST_AFTER_S)
-
-    def missed() -> None:
-        """What was said while nobody listened is not known, so nothing kept is trusted then."""
-        keyring.forget_all()
-        killswitch.missed()
-
-    control = ControlListener(redis, obey, missed)
+    control = listener(redis, keyring, killswitch, policies)
     try:
         ends.start()
         last_use.start()
         await relay.start()
         await killswitch.start()
+        await policies.start()
         await control.start()
         deps = Deps(
             settings=settings,
@@ -143,6 +137,7 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
             ends=ends,
             queue=queue,
             killswitch=killswitch,
+            policies=policies,
             public_limit=AddressLimit(settings.public_requests_per_minute),
             signup_limit=AddressLimit(settings.signups_per_minute),
         )
@@ -153,10 +148,33 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
         await kept.aclose()
         await control.aclose()
         await killswitch.aclose()
+        await policies.aclose()
         await relay.aclose()
         await last_use.aclose()
         await db.aclose()
         await redis.aclose()
+
+
+def listener(
+    redis: Redis, keyring: KeyCache, killswitch: Killswitch, policies: PolicyBook
+) -> ControlListener:
+    """Who hears the orders that are given to every ingress, not yet listening."""
+
+    def obey(order: Mapping[str, Any]) -> None:
+        if order["type"] == KEY_REVOKED:
+            keyring.forget(order["key_hash"])
+        if order["type"] == TENANT_POLICY:
+            keyring.forget_tenant(order["tenant_id"])
+        killswitch.obey(order)
+        policies.obey(order)
+
+    def missed() -> None:
+        """What was said while nobody listened is not known, so nothing kept is trusted then."""
+        keyring.forget_all()
+        killswitch.missed()
+        policies.missed()
+
+    return ControlListener(redis, obey, missed)
 
 
 def warn_of_no_provider(deps: Deps) -> None:

@@ -10,7 +10,8 @@ import hmac
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Annotated, Any, NoReturn
 from uuid import UUID
 
@@ -27,10 +28,10 @@ from shared.api_keys import limits_of
 from shared.db import Database
 from shared.domain.keys import Scope
 from shared.domain.limits import KeyLimits
-from shared.domain.routing_policy import caller_policy
 from shared.errors import Forbidden, InvalidApiKey, InvalidBody, InvalidInternalKey, NotFound
 from shared.keys import API_KEY_PREFIX, hash_api_key, same_secret
 from shared.models import AgentRow, ApiKeyRow, TenantRow
+from shared.policy_book import PolicyBook
 
 KEPT_S = 60.0
 # An unknown key is asked for again soon, so that a new one never waits for long.
@@ -125,11 +126,23 @@ def refuse_key() -> NoReturn:
 Entry = tuple[bytes, UUID | None]
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A caller until a moment, and what its policy was made of: by which `edition` of the book."""
+
+    caller: Caller
+    until: float
+    edition: int
+    tenant_policy: Mapping[str, Any]
+    agent_min_quality: Decimal | None
+
+
 class KeyCache:
     """Callers by key and agent, least recently used first; bounded, and never older than a minute.
 
     `clock` gives seconds that only ever grow; `limits` are those of keys without their own. When
-    each key was last used is noted for `LastUse` to write down.
+    each key was last used is noted for `LastUse` to write down. A caller's policy follows the
+    `policies` at its next request after they changed, without asking the database again.
     """
 
     def __init__(
@@ -138,13 +151,15 @@ class KeyCache:
         clock: Callable[[], float] = time.monotonic,
         most: int = MOST_KEPT,
         limits: KeyLimits = NO_LIMITS,
+        policies: PolicyBook | None = None,
     ) -> None:
         self._db = db
+        self._policies = policies or PolicyBook(db)
         self._most = most
         self._limits = limits
         self.now = clock
         self._used: dict[bytes, float] = {}
-        self._known: OrderedDict[Entry, tuple[Caller, float]] = OrderedDict()
+        self._known: OrderedDict[Entry, Kept] = OrderedDict()
         self._unknown: OrderedDict[bytes, float] = OrderedDict()
         self._loading: dict[Entry, asyncio.Task[Caller]] = {}
         self._forgotten = 0
@@ -154,10 +169,12 @@ class KeyCache:
         key_hash = hash_api_key(api_key)
         entry = (key_hash, agent_id)
         kept, now = self._known.get(entry), self.now()
-        if kept is not None and kept[1] > now:
+        if kept is not None and kept.until > now:
             self._known.move_to_end(entry)
             self._used[key_hash] = now
-            return kept[0]
+            if kept.edition != self._policies.edition:
+                kept = self._known[entry] = self._with_policy(kept)
+            return kept.caller
         if self._unknown.get(key_hash, 0.0) > now:
             refuse_key()
         # many requests with one key wait for one query; a client that leaves does not end it
@@ -172,6 +189,13 @@ class KeyCache:
         digest = bytes.fromhex(key_hash) if isinstance(key_hash, str) else key_hash
         self._forgotten += 1
         for entry in [entry for entry in self._known if entry[0] == digest]:
+            del self._known[entry]
+        self._abandon_loading()
+
+    def forget_tenant(self, tenant_id: str) -> None:
+        """Drop the keys of a tenant that changed its policy."""
+        self._forgotten += 1
+        for entry in [e for e, kept in self._known.items() if kept.caller.tenant_id == tenant_id]:
             del self._known[entry]
         self._abandon_loading()
 
@@ -212,15 +236,23 @@ class KeyCache:
             refuse_key()
         if found.asked_for is not None and found.AgentRow is None:
             not_found()
-        caller = _caller(found.ApiKeyRow, found.policy, found.AgentRow, self._limits)
+        left = KEPT_S if found.seconds_left is None else min(KEPT_S, found.seconds_left)
+        caller = _caller(found.ApiKeyRow, found.AgentRow, self._limits)
+        min_quality = found.AgentRow.min_quality if found.AgentRow is not None else None
+        kept = self._with_policy(Kept(caller, self.now() + left, 0, found.policy, min_quality))
         self._used[key_hash] = self.now()
         if as_of == self._forgotten:
-            self._keep(entry, caller, found.seconds_left)
-        return caller
+            self._keep(entry, kept)
+        return kept.caller
 
-    def _keep(self, entry: Entry, caller: Caller, seconds_left: float | None) -> None:
-        kept_for = KEPT_S if seconds_left is None else min(KEPT_S, seconds_left)
-        self._known[entry] = (caller, self.now() + kept_for)
+    def _with_policy(self, kept: Kept) -> Kept:
+        """The same with its policy as the book has it now."""
+        policy = self._policies.policy_of(kept.tenant_policy, kept.agent_min_quality).to_json()
+        caller = replace(kept.caller, policy=policy)
+        return replace(kept, caller=caller, edition=self._policies.edition)
+
+    def _keep(self, entry: Entry, kept: Kept) -> None:
+        self._known[entry] = kept
         self._known.move_to_end(entry)
         if len(self._known) > self._most:
             self._known.popitem(last=False)
@@ -253,10 +285,8 @@ def _look_up(key_hash: bytes, agent_id: UUID | None) -> Select[Any]:
     )
 
 
-def _caller(
-    key: ApiKeyRow, policy: Mapping[str, Any], agent: AgentRow | None, defaults: KeyLimits
-) -> Caller:
-    min_quality = agent.min_quality if agent is not None else None
+def _caller(key: ApiKeyRow, agent: AgentRow | None, defaults: KeyLimits) -> Caller:
+    """The caller, yet without a policy."""
     limits = limits_of(key, defaults)
     return Caller(
         key_id=str(key.key_id),
@@ -265,7 +295,7 @@ def _caller(
         agent_id=str(agent.id) if agent is not None else None,
         bound_to=str(key.agent_id) if key.agent_id is not None else None,
         active=agent is not None and agent.status == "active",
-        policy=caller_policy(policy, min_quality).to_json(),
+        policy={},
         scopes=frozenset(map(Scope, key.scopes)),
         limits=limits if limits.any else None,
     )

@@ -22,6 +22,7 @@ from shared.domain.candidate import Catalog
 from shared.errors import Draining, Overloaded
 from shared.kept import KeptCalls
 from shared.killswitch import Killswitch
+from shared.policy_book import PolicyBook
 from shared.queue import InferenceQueue
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Deps:
     ends: Ends
     queue: InferenceQueue
     killswitch: Killswitch
+    policies: PolicyBook
     public_limit: "AddressLimit"
     signup_limit: "AddressLimit"
     providers: Mapping[str, ProviderConfig] = field(default_factory=provider_configs)

@@ -14,6 +14,8 @@ CONTROL_CHANNEL = "ainfera:control"
 KEY_REVOKED = "key.revoked"
 CANCEL = "cancel"
 KILLSWITCH = "killswitch"
+POLICIES = "policies"
+TENANT_POLICY = "tenant.policy"
 
 log = logging.getLogger(__name__)
 

@@ -133,6 +133,10 @@ STORE_UP = Gauge(
     "Whether a store answered: what it says is left out where it did not.",
     ["store"],
 )
+PREFERENCE_LIVE = Gauge(
+    "ainfera_routing_preference_live",
+    "Whether the preference dial moves floors: 1, or 0 while its gate is closed.",
+)
 KILLSWITCH_ENGAGED = Gauge(
     "ainfera_cost_killswitch_engaged",
     "Scopes (a tenant, or all of them) whose new calls are stopped.",

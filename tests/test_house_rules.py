@@ -87,6 +87,7 @@ FOR_EVERYONE = {
     "ingress/killswitches.py closing_statement",  # operators
     "ingress/killswitches.py list_engagements",  # operators
     "ingress/operations.py _note_act",  # operators
+    "ingress/routing_policy.py set_preference",  # operators
     "ingress/last_use.py flush",  # one statement for the keys of many tenants
     "ingress/measures.py _ask_postgres",  # operators
     "shared/closing_statement.py _page",  # operators
@@ -96,6 +97,7 @@ FOR_EVERYONE = {
     "shared/kept.py take",  # workers
     "shared/latencies.py read",  # models belong to nobody
     "shared/killswitch.py _read",  # switches are looked up for all
+    "shared/policy_book.py read",  # versions and gates belong to nobody
 }
 SEES_EVERYONE = {"everyone", "run", "connect_raw", "bury", "enlarge_hold"}
 

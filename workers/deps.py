@@ -12,6 +12,7 @@ from shared.domain.evidence import Empirical
 from shared.kept import KeptCalls
 from shared.killswitch import Killswitch
 from shared.latencies import Latencies
+from shared.policy_book import PolicyBook
 from shared.publisher import Publisher
 from workers.ledger import Ledger
 from workers.providers import Provider
@@ -80,6 +81,7 @@ class Deps:
     catalog: Catalog
     cancellations: Cancellations
     killswitch: Killswitch
+    policies: PolicyBook
     monotonic: Callable[[], float]
     latencies: Latencies
     empirical: Mapping[str, Mapping[str, Empirical]] = field(default_factory=dict)

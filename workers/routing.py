@@ -56,7 +56,7 @@ def plan_call(call: Call, deps: Deps) -> Plan:
         deps.catalog,
         policy,
         active,
-        deps.settings.routing_preference_live,
+        deps.policies.preference_live,
         seed=call.inference_id,
         evidence=Evidence(deps.latencies.by_model, deps.empirical.get(asked.task_type, {})),
     )

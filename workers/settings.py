@@ -17,6 +17,7 @@ from shared.heap import settle_heap
 from shared.kept import KeptCalls
 from shared.killswitch import Killswitch
 from shared.latencies import Latencies
+from shared.policy_book import PolicyBook
 from shared.publisher import Publisher
 from shared.queue import (
     BOOKS_QUEUE,
@@ -74,20 +75,27 @@ def inference_worker(settings: Settings) -> FleetWorker:
         cancellations = Cancellations()
 
         killswitch = Killswitch(db)
+        policies = PolicyBook(db, settings.routing_preference_live)
 
         def obey(order: Mapping[str, Any]) -> None:
             if order["type"] == CANCEL:
                 cancellations.cancel(order["inference_id"])
             killswitch.obey(order)
+            policies.obey(order)
+
+        def missed() -> None:
+            killswitch.missed()
+            policies.missed()
 
         await killswitch.start()
-        control = ControlListener(ctx["redis"], obey, missed=killswitch.missed)
+        await policies.start()
+        control = ControlListener(ctx["redis"], obey, missed)
         await control.start()
         latencies = Latencies(db, settings.latency_refresh_s)
         await latencies.start()
         catalog = await open_catalog(db)
         catalogued = {model.provider for model in catalog.candidates}
-        ctx["opened"] = (control, killswitch, latencies, publisher, ledger, http, db)
+        ctx["opened"] = (control, killswitch, policies, latencies, publisher, ledger, http, db)
         ctx["deps"] = Deps(
             settings=settings,
             ledger=ledger,
@@ -97,6 +105,7 @@ def inference_worker(settings: Settings) -> FleetWorker:
             catalog=catalog,
             cancellations=cancellations,
             killswitch=killswitch,
+            policies=policies,
             monotonic=time.perf_counter,
             latencies=latencies,
         )

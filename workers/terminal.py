@@ -4,7 +4,7 @@ import asyncio
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -94,8 +94,13 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 async def announce(open_stores: Stores, kind: str, **fields: Any) -> None:
     """Tell every process what was done; those that cannot hear it now look it up later."""
+    await tell(give_order(open_stores.redis, kind, **fields))
+
+
+async def tell(telling: Awaitable[None]) -> None:
+    """As `announce`, for what has words of its own."""
     try:
-        await give_order(open_stores.redis, kind, **fields)
+        await telling
     except (RedisError, OSError) as error:
         say_unheard(error)
 

@@ -39,6 +39,8 @@ class EventType(StrEnum):
     RECEIPT_CREATED = "receipt.created"
     WALLET_TOPPED_UP = "wallet.topped_up"
     SPEND_POLICY_CHANGED = "spend_policy.changed"
+    # not of a call either: a tenant changed how all of its agents are routed
+    ROUTING_POLICY_CHANGED = "routing_policy.changed"
     KEY_REVOKED = "key.revoked"
     # not of a call: an operator took a transfer back, wholly or in part
     WALLET_CORRECTED = "wallet.corrected"

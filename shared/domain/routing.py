@@ -354,9 +354,14 @@ def _clears_all_else(outcome: CandidateOutcome, features: RequestFeatures, gates
 
 def replay(inputs: Mapping[str, Any]) -> Decision:
     """Run the rule again on a receipt's `inputs`."""
+    return replay_on(Catalog.of(Candidate.from_json(c) for c in inputs["candidates"]), inputs)
+
+
+def replay_on(catalog: Catalog, inputs: Mapping[str, Any]) -> Decision:
+    """Run the rule again on a receipt's `inputs`, with their candidates as a catalogue."""
     return decide(
         RequestFeatures.from_json(inputs["features"]),
-        Catalog.of(Candidate.from_json(c) for c in inputs["candidates"]),
+        catalog,
         CallerPolicy.from_json(inputs["policy"]),
         frozenset(inputs["active_providers"]),
         inputs["preference_live"],

@@ -8,45 +8,44 @@ moves any floor that this request did not name itself, and only while its gate i
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from shared.domain.candidate import decimal_text
 from shared.domain.estimate import estimate_input_tokens
 from shared.domain.evidence import QSource
 from shared.domain.inference import InferenceRequest
+from shared.domain.policy_version import (
+    BUILT_IN,
+    DEFAULT_OUTPUT_TOKENS,
+    FLAT_POLICY,
+    GENERAL_FLOOR,
+    NO_EXPLORATION,
+    PolicyVersion,
+)
 from shared.domain.task_type import classify
 
-TIERS = {"good": Decimal("0.50"), "strong": Decimal("0.70"), "frontier": Decimal("0.85")}
+TIERS = {"good": GENERAL_FLOOR, "strong": Decimal("0.70"), "frontier": Decimal("0.85")}
 DEFAULT_FLOOR = TIERS["good"]
-DEFAULT_OUTPUT_TOKENS = 1024
-NO_EXPLORATION = Decimal(0)
 
 PREFERENCES = ("balanced", "quality", "cost")
 PREFERENCE_STEP = Decimal("0.10")
 PREFERENCE_LOW, PREFERENCE_HIGH = Decimal("0.50"), Decimal("0.85")
 
-FLAT_POLICY = "flat-1"
-TASK_FLOORS_POLICY = "task-floors-1"
-# policy version -> default floors by task type
+# What receipts mean that name a version and do not tell its floors: version -> floor by task type.
 POLICY_VERSIONS: Mapping[str, Mapping[str, Decimal]] = {
-    FLAT_POLICY: {},
-    TASK_FLOORS_POLICY: {
-        "reasoning": Decimal("0.88"),
-        "code": Decimal("0.78"),
-        "tool_use": Decimal("0.78"),
-        "general": Decimal("0.68"),
-        "chat": Decimal("0.58"),
-        "extraction": Decimal("0.58"),
-        "embed": Decimal("0.52"),
-    },
+    each.version: each.floors for each in BUILT_IN
 }
+KNOWN: Mapping[str, PolicyVersion] = {each.version: each for each in BUILT_IN}
 
 
 @dataclass(frozen=True, slots=True)
 class CallerPolicy:
-    """The defaults of an agent and its tenant. `version` is a key of `POLICY_VERSIONS`.
+    """The defaults of an agent and its tenant, and the content of the policy version that they
+    have: `floors` by task type, where the qualities come from, and the share that explores.
 
-    `q_source` says which quality counts, `exploration_share` which part of decisions explores.
+    Without `floors` they are those of the built-in version of that name; None is never read back.
     """
 
     agent_min_quality: Decimal | None = None
@@ -55,8 +54,18 @@ class CallerPolicy:
     default_output_tokens: int = DEFAULT_OUTPUT_TOKENS
     q_source: QSource = "prior"
     exploration_share: Decimal = NO_EXPLORATION
+    floors: Mapping[str, Decimal] | None = None
+
+    def __post_init__(self) -> None:
+        if self.floors is None:
+            object.__setattr__(self, "floors", POLICY_VERSIONS.get(self.version, {}))
+
+    def floor_of(self, task_type: str) -> Decimal | None:
+        """The version's floor for a task type, if it has one."""
+        return None if self.floors is None else self.floors.get(task_type)
 
     def to_json(self) -> dict[str, Any]:
+        floors = self.floors or {}
         return {
             "agent_min_quality": decimal_text(self.agent_min_quality),
             "tenant_min_quality": decimal_text(self.tenant_min_quality),
@@ -64,10 +73,13 @@ class CallerPolicy:
             "default_output_tokens": self.default_output_tokens,
             "q_source": self.q_source,
             "exploration_share": decimal_text(self.exploration_share),
+            "floors": {task: decimal_text(floors[task]) for task in sorted(floors)},
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "CallerPolicy":
+        """The inverse of `to_json`; what is absent is as it was before it was recorded."""
+        floors = data.get("floors")
         return cls(
             _decimal(data.get("agent_min_quality")),
             _decimal(data.get("tenant_min_quality")),
@@ -75,23 +87,39 @@ class CallerPolicy:
             data.get("default_output_tokens") or DEFAULT_OUTPUT_TOKENS,
             data.get("q_source") or "prior",
             _decimal(data.get("exploration_share")) or NO_EXPLORATION,
+            None if floors is None else _floors(tuple(floors.items())),
         )
 
 
+@lru_cache(maxsize=64)
+def _floors(told: tuple[tuple[str, str], ...]) -> Mapping[str, Decimal]:
+    """Floors as numbers. Versions are few and every call bears one, so they are made once."""
+    return MappingProxyType({task: Decimal(floor) for task, floor in told})
+
+
 def caller_policy(
-    tenant_policy: Mapping[str, Any], agent_min_quality: Decimal | None
+    tenant_policy: Mapping[str, Any],
+    agent_min_quality: Decimal | None,
+    versions: Mapping[str, PolicyVersion] = KNOWN,
+    active: str = FLAT_POLICY,
 ) -> CallerPolicy:
     """The policy of one caller from its tenant's stored policy and its agent's floor.
 
     The stored policy has `min_quality` (number or tier name), `policy_version` and
-    `default_output_tokens`, all optional; an unknown version is the flat one.
+    `default_output_tokens`, all optional. Who names no version, or one that is not among the
+    `versions`, has the `active` one.
     """
-    version = str(tenant_policy.get("policy_version"))
+    named = versions.get(str(tenant_policy.get("policy_version")))
+    version = versions[active] if named is None else named
+    tokens = tenant_policy.get("default_output_tokens") or version.default_output_tokens
     return CallerPolicy(
         agent_min_quality=agent_min_quality,
         tenant_min_quality=quality(tenant_policy.get("min_quality")),
-        version=version if version in POLICY_VERSIONS else FLAT_POLICY,
-        default_output_tokens=tenant_policy.get("default_output_tokens") or DEFAULT_OUTPUT_TOKENS,
+        version=version.version,
+        default_output_tokens=tokens,
+        q_source=version.q_source,
+        exploration_share=version.exploration_share,
+        floors=version.floors,
     )
 
 
@@ -202,7 +230,7 @@ def _default_floor(task_type: str, policy: CallerPolicy) -> tuple[Decimal, str]:
         return policy.agent_min_quality, "agent"
     if policy.tenant_min_quality is not None:
         return policy.tenant_min_quality, "tenant"
-    by_task = POLICY_VERSIONS.get(policy.version, {}).get(task_type)
+    by_task = policy.floor_of(task_type)
     return (DEFAULT_FLOOR, "default") if by_task is None else (by_task, "task_type")
 
 

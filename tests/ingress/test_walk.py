@@ -52,6 +52,8 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/wallets/topup"): {"agent_id": "{agent_id}", "amount_usd": "1"},
     ("POST", "/v1/keys"): {"agent_id": "{agent_id}", "scopes": ["read"]},
     ("POST", "/v1/keys/{key_id}/rotate"): {"overlap_seconds": 60},
+    ("PUT", "/v1/routing-policy"): {"min_quality": 0.6},
+    ("POST", "/internal/routing-preference"): {"live": True},
     ("POST", "/internal/drain"): {"worker": "all"},
     ("POST", "/internal/resume"): {"worker": "all"},
 }

@@ -31,6 +31,7 @@ from shared.latencies import ModelLatencyRow
 from shared.master_key import MasterKeyProofRow
 from shared.models import METADATA, AccountRow, LedgerEntryRow
 from shared.operators import OperatorEventRow
+from shared.policies import PolicyPublicationRow, PolicyVersionRow, RoutingGateRow
 from tests.workers.ledger_cases import call, ending, hold, new_agent
 from tests.workers.letter_cases import burial
 
@@ -48,6 +49,9 @@ ELSEWHERE = (
     MasterKeyProofRow,
     ModelLatencyRow,
     OperatorEventRow,
+    PolicyPublicationRow,
+    PolicyVersionRow,
+    RoutingGateRow,
 )
 SEAL_BROKEN = asyncpg.RestrictViolationError
 

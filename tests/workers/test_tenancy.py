@@ -54,7 +54,7 @@ RIGHTS = {
     ("kept_calls", "INSERT"),
     ("kept_calls", "UPDATE"),
     ("operator_events", "INSERT"),
-    ("tenants", "UPDATE (id)"),  # to lock: `only_locked` refuses every change
+    ("tenants", "UPDATE (policy)"),  # and to lock, which takes a right to change something
 }
 
 
