@@ -30,6 +30,7 @@ from workers.development import new_secrets, say, up
 from workers.keys_cli import keys
 from workers.killswitch_cli import killswitch
 from workers.ledger_cli import ledger
+from workers.receipts_cli import receipt
 from workers.terminal import fail, fleet_settings
 
 COMPOSE_PASSWORDS = tuple(
@@ -57,6 +58,7 @@ main.add_typer(corrections, name="corrections")
 main.add_typer(keys, name="keys")
 main.add_typer(killswitch, name="killswitch")
 main.add_typer(ledger, name="ledger")
+main.add_typer(receipt, name="receipt")
 
 
 @main.command("up")

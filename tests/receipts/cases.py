@@ -185,7 +185,9 @@ def receipts(count: int, seed: int) -> list[Json]:
         snapshot = json.loads(json.dumps(decision.catalog.to_json()))
         event = event_of(row, decision, number)
         made.append(signed(capture.receipt(row, snapshot, event)))
-    return [{**receipt, "audit_proof": proof} for receipt, proof in zip(made, proofs(made), strict=True)]
+    return [
+        {**receipt, "audit_proof": proof} for receipt, proof in zip(made, proofs(made), strict=True)
+    ]
 
 
 def proofs(made: list[Json]) -> Iterator[Json]:
@@ -206,4 +208,6 @@ def proofs(made: list[Json]) -> Iterator[Json]:
 
 def written(made: list[Json]) -> str:
     """A receipt a line."""
-    return "".join(json.dumps(receipt, ensure_ascii=False) + "\n" for receipt in made)
+    return "".join(
+        json.dumps(receipt, ensure_ascii=False, separators=(",", ":")) + "\n" for receipt in made
+    )
