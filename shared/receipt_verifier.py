@@ -34,8 +34,9 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_UP, Decimal
 from functools import lru_cache
 from typing import IO, Any, NamedTuple
 
-# ruleset hash -> its version; a later version means the same wherever nothing new is used
-RULESETS = {"4894b766843b505c": 1}
+# Ruleset hash -> its version. Version 2 has conditions, observed latencies, measured qualities and
+# exploration as inputs; where none is used, it decides as version 1.
+RULESETS = {"4894b766843b505c": 1, "7b2004d1d8f72863": 2}
 TARGET, TYPE = "ainfera-inference", "ainfera-receipt"
 UNSIGNED = ("signature", "audit_proof")
 NANO, MILLION, CEILING = 10**9, 10**6, Decimal(10**9)
@@ -269,7 +270,8 @@ class Fate:
             used = asked["input_tokens"] * nano(model["price_in"])
             used += self.reserved * nano(model["price_out"])
             self.projected = (used + MILLION // 2) // MILLION
-        observed = (inputs.get("empirical") or {}).get(model["slug"])
+        measured = inputs["policy"].get("q_source") == "empirical"
+        observed = (inputs["empirical"] or {}).get(model["slug"]) if measured else None
         quality = model["q_prior"] if observed is None else observed["lower"]
         self.quality = -1 if quality is None else nano(quality)
         latencies = inputs.get("latencies") or {}
@@ -351,6 +353,9 @@ def explored(seed: str, share: Json, others: int) -> int | None:
 
 def decide(inputs: Json) -> Json:
     """All of a receipt that follows from its inputs."""
+    if RULESETS[inputs["ruleset_hash"]] == 1:
+        policy = {**inputs["policy"], "q_source": "prior", "exploration_share": "0"}
+        inputs = {**inputs, "policy": policy, "latencies": {}}
     asked, policy, live = inputs["features"], inputs["policy"], inputs["preference_live"]
     floor, source = floor_of(asked, policy, live)
     fates = sorted(
