@@ -67,14 +67,17 @@ class Check(NamedTuple):
 
 def canonical(value: Json) -> str:
     """The one text of a JSON value. Raises ValueError where it has none."""
+    if isinstance(value, float):
+        return number_text(value)
     text = FAST.encode(value)
-    return by_hand(value) if ODD.search(text) else text
+    paired = not text.isascii() and max(text) > "\uffff"
+    return by_hand(value) if paired or WHOLE.search(text) or POWER.search(text) else text
 
 
 # What the fast way would write in another form: numbers as 1.0 or 1e-05, and, for the order of
 # names, characters that are two code units in UTF-16.
 FAST = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
-ODD = re.compile(r"(?:^|[:,\[])-?\d+(?:\.0(?:[,}\]]|$)|(?:\.\d+)?e)|[\U00010000-\U0010ffff]")
+WHOLE, POWER = re.compile(r"\.0[,}\]]"), re.compile(r"[:,\[]-?\d[\d.]*e")
 
 
 def by_hand(value: Json) -> str:

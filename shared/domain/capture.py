@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from shared.domain.audit import canonical_json
+from shared.domain.audit import Canonical, canonical_json
 from shared.domain.candidate import Candidate, price_text
 from shared.domain.inference import ROUTING_TARGET
 from shared.domain.pricing import nano_text
@@ -34,20 +34,20 @@ class Record:
     """What a decision was made from, as the audit chain has it.
 
     `inputs` are all but the candidates, which `catalog_hash` names; `digest` is the SHA-256 of
-    their canonical JSON, in hex. `told` is None where they are too long for an event.
+    their canonical JSON, in hex. `told` is that JSON, or None where it is too long for an event.
     """
 
     inputs: Mapping[str, Any]
     digest: str
-    told: Mapping[str, Any] | None
+    told: Canonical | None
 
 
 def record(decision: Decision) -> Record:
     """The inputs of a decision and their digest."""
     inputs = {**decision.terms(), "catalog_hash": decision.catalog.hash}
-    text = canonical_json(inputs).encode()
-    told = inputs if len(text) <= LONGEST_RECORD else None
-    return Record(inputs, hashlib.sha256(text).hexdigest(), told)
+    text = canonical_json(inputs)
+    told = Canonical(text) if len(text) <= LONGEST_RECORD else None
+    return Record(inputs, hashlib.sha256(text.encode()).hexdigest(), told)
 
 
 def recorded_decision(

@@ -130,8 +130,7 @@ async def test_what_was_recorded_nowhere_is_not_made_up(db: Connection, deps: Bo
 async def test_of_another_rule_or_an_unknown_catalogue_nothing_is_claimed(
     db: Connection, deps: BooksDeps, change: str
 ) -> None:
-    told = capture.record(decided(asked())).told
-    assert told is not None
+    told = capture.record(decided(asked())).inputs
     receipt = await expired(db, deps, decision={**told, change: "0123456789abcdef"})
     assert receipt["inputs"] is None
 
