@@ -47,9 +47,9 @@ def test_random_receipts_verify_where_nothing_else_is(tmp_path: Path) -> None:
 
 
 def test_every_altered_value_is_found() -> None:
-    few = [r for r in MADE if len(r["candidates"]) < 5]
+    few = [r for r in MADE if len(r["candidates"]) < 7]
     kinds = {(r["decision_rule"], r["outcome_status"]): r for r in few}
-    assert len(kinds) > 3
+    assert len(kinds) > 2
     missed = {
         field(path)
         for receipt in kinds.values()
