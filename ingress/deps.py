@@ -22,6 +22,7 @@ from shared.domain.candidate import Catalog
 from shared.errors import Draining, Overloaded
 from shared.kept import KeptCalls
 from shared.killswitch import Killswitch
+from shared.log_key import OpenedKey
 from shared.policy_book import PolicyBook
 from shared.queue import InferenceQueue
 
@@ -78,6 +79,7 @@ class Deps:
     providers: Mapping[str, ProviderConfig] = field(default_factory=provider_configs)
     drain: Drain = field(default_factory=Drain)
     counted: Counted = field(default_factory=Counted)
+    log_key: OpenedKey = field(default_factory=OpenedKey)
 
 
 def get_deps(request: Request) -> Deps:

@@ -1,6 +1,7 @@
 """What this service is and serves, for agents that come by: cards, keys, models."""
 
 from datetime import UTC, datetime
+from inspect import getsource
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -9,6 +10,7 @@ from fastapi.responses import PlainTextResponse
 from sqlalchemy import select
 from sqlmodel import col
 
+import shared.receipt_verifier as verifier_module
 from ingress.auth import current_caller, parse_id
 from ingress.deps import Deps, everyone, get_deps
 from ingress.openapi import KEY_OPTIONAL, NOT_FOUND
@@ -31,6 +33,8 @@ SUMMARY = (
 )
 # A card names the address of its own key; the plain list is for looking around.
 MOST_KEYS = 500
+VERIFIER_PATH = "/.well-known/ainfera-receipt-verifier.py"
+VERIFIER_SOURCE = getsource(verifier_module)
 
 
 @router.get("/")
@@ -60,6 +64,7 @@ def a2a_card(settings: Settings, issued_at: datetime) -> dict[str, Any]:
         "models": f"{base_url}/v1/models",
         "signup": f"{base_url}/v1/agents/signup",
         "jwks": f"{base_url}/.well-known/jwks.json",
+        "receipt_verifier": f"{base_url}{VERIFIER_PATH}",
         "llms": f"{base_url}/llms.txt",
     }
     return {
@@ -120,6 +125,12 @@ async def jwks(request: Request, agent_id: str | None = None) -> dict[str, Any]:
     return {"keys": [public_jwk(public_pem) for public_pem in found]}
 
 
+@router.get(VERIFIER_PATH, response_class=PlainTextResponse)
+async def receipt_verifier() -> PlainTextResponse:
+    """A program that checks decision receipts: one file that needs Python 3.9 and nothing else."""
+    return PlainTextResponse(VERIFIER_SOURCE, media_type="text/x-python")
+
+
 @router.get("/llms.txt", response_class=PlainTextResponse)
 async def llms_txt(request: Request) -> PlainTextResponse:
     """The service for readers that are models: one heading, a summary, lists of links."""
@@ -147,7 +158,8 @@ a model from the list and it is that one. The key goes into `Authorization: Bear
 ## Trust
 
 - [Audit]({base_url}/v1/audit/public): the newest events of all agents, without their content
-- [Keys]({base_url}/.well-known/jwks.json): what agent cards and checkpoints are signed with
+- [Keys]({base_url}/.well-known/jwks.json): for agent cards, checkpoints and receipts
+- [Receipt verifier]({base_url}{VERIFIER_PATH}): checks decision receipts, one Python file
 - [API reference]({base_url}/docs): every endpoint
 """
     )

@@ -1,21 +1,33 @@
 """What calls left behind: receipts, and the receipts of decisions."""
 
+import json
+from datetime import timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from sqlalchemy import select, text
+from sqlalchemy import Select, cast, select, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import col
 
 from ingress.auth import Caller, current_caller, not_found, parse_id
-from ingress.deps import Deps, get_deps, session
+from ingress.deps import Deps, everyone, get_deps, session
+from ingress.signing import logged, signed
 from ingress.wire import moment, usd
 from shared.catalog import catalog_snapshot
 from shared.domain import capture
-from shared.models import ReceiptRow, RoutingOutcomeRow
+from shared.domain.audit import EventType
+from shared.models import AuditEventRow, ReceiptRow, RoutingOutcomeRow
 
 router = APIRouter()
 
-UNDOCUMENTED: dict[str, Any] = {"floor_source": None, "outcomes": []}
+# one of these ends every routed call, written together with its outcome
+OUTCOME_EVENTS = (
+    EventType.PROVIDER_RESPONDED,
+    EventType.PROVIDER_FAILED,
+    EventType.REJECTED_FLOOR,
+    EventType.REJECTED_CAP_VIOLATION,
+    EventType.REJECTED_INSUFFICIENT_FUNDS,
+)
 
 # The event is of the receipt's own transaction, so it is among the first from its moment on.
 _WITNESS = text(
@@ -88,20 +100,52 @@ def _billing(receipt: ReceiptRow) -> dict[str, Any] | None:
 
 @router.get("/v1/inferences/{inference_id}/decision")
 async def read_decision(inference_id: str, request: Request, caller: Mine) -> dict[str, Any]:
-    """Why a routed call got the model it got; enough of it to run the rule again."""
+    """Why a routed call got the model it got: enough of it to run the rule again, the audit event
+    that binds it, and a signature. /.well-known/ainfera-receipt-verifier.py checks all of it."""
+    deps = get_deps(request)
     query = select(RoutingOutcomeRow).where(
         col(RoutingOutcomeRow.inference_id) == parse_id(inference_id),
         col(RoutingOutcomeRow.tenant_id) == caller.tenant,
     )
-    async with session(get_deps(request).db, caller.tenant) as s:
+    async with session(deps.db, caller.tenant) as s:
         row = (await s.scalars(query)).one_or_none()
         if row is None:
             not_found()
         caller.may_see(row.agent_id)
         models = await catalog_snapshot(s, row.decision.get("catalog_hash"))
-    stored = row.model_dump()
-    if not row.decision:
-        # its worker was lost after the decision: the outcome is known, the reasons are not
-        stored["decision"] = {"terms": {"seed": None}, "catalog_hash": None, **UNDOCUMENTED}
-        return {**capture.receipt(stored, ()), "inputs": None}
-    return capture.receipt(stored, models)
+        event = await s.scalar(_decided(row))
+    receipt = capture.receipt(row.model_dump(), models, _event(event))
+    async with everyone(deps.db) as everybodys:  # the log, and the key, are over all chains
+        key = await deps.log_key.get(everybodys, deps.settings)
+        proof = await logged(everybodys, event)
+    return {**signed(receipt, key), "audit_proof": proof}
+
+
+def _decided(row: RoutingOutcomeRow) -> Select[AuditEventRow]:
+    """The event of the outcome's own transaction, so among the first from its moment on."""
+    event = AuditEventRow
+    return (
+        select(event)
+        .where(
+            col(event.created_at) >= row.created_at,
+            col(event.created_at) < row.created_at + timedelta(minutes=1),
+            col(event.agent_id) == row.agent_id,
+            col(event.event_type).in_(OUTCOME_EVENTS),
+            cast(col(event.payload), JSONB)["inference_id"].astext == str(row.inference_id),
+        )
+        .order_by(col(event.created_at))
+        .limit(1)
+    )
+
+
+def _event(event: AuditEventRow | None) -> dict[str, Any] | None:
+    if event is None:
+        return None
+    return {
+        "agent_id": str(event.agent_id),
+        "seq": event.seq,
+        "event_type": event.event_type,
+        "payload": json.loads(event.payload),
+        "previous_hash": event.previous_hash,
+        "event_hash": event.event_hash,
+    }

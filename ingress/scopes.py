@@ -76,6 +76,7 @@ ROUTES: Mapping[tuple[str, str], Access] = {
     ("GET", "/ready"): Open.TO_ALL,
     ("GET", "/.well-known/agent-card.json"): Open.TO_ALL,
     ("GET", "/.well-known/jwks.json"): Open.TO_ALL,
+    ("GET", "/.well-known/ainfera-receipt-verifier.py"): Open.TO_ALL,
     ("GET", "/llms.txt"): Open.TO_ALL,
     ("GET", "/v1/models"): Open.TO_ALL,
     ("GET", "/v1/models/{model_id:path}"): Open.TO_ALL,

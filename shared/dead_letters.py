@@ -75,13 +75,16 @@ SELECT 1 FROM accounts w JOIN inferences i ON i.agent_id = w.agent_id WHERE i.id
 )
 _CALL = text(
     """
-SELECT i.id, i.tenant_id, i.agent_id, i.attempt, i.routed, i.dialect, i.model,
-       (SELECT e.payload FROM audit_events e
-         WHERE e.agent_id = i.agent_id AND e.event_type = 'inference.routed'
-           AND e.created_at >= i.created_at - interval '1 minute'
-           AND e.payload::jsonb ->> 'inference_id' = i.id::text
-         ORDER BY e.seq DESC LIMIT 1) AS payload
-  FROM inferences i WHERE i.id = :id AND i.state = 'dead'
+SELECT i.id, i.tenant_id, i.agent_id, i.attempt, i.routed, i.dialect, i.model, e.payload, c.models
+  FROM inferences i
+  LEFT JOIN LATERAL (
+    SELECT a.payload FROM audit_events a
+     WHERE a.agent_id = i.agent_id AND a.event_type = 'inference.routed'
+       AND a.created_at >= i.created_at - interval '1 minute'
+       AND a.payload::jsonb ->> 'inference_id' = i.id::text
+     ORDER BY a.seq DESC LIMIT 1) e ON true
+  LEFT JOIN catalog_snapshots c ON c.hash = e.payload::jsonb #>> '{decision,catalog_hash}'
+ WHERE i.id = :id AND i.state = 'dead'
 """
 )
 _END = text("SELECT result FROM end_inferences(cast(:batch AS jsonb))")
@@ -206,7 +209,8 @@ async def close_letter(
     found = (await session.execute(_CALL, {"id": inference_id})).mappings().one_or_none()
     if found is not None:
         code = DeadlineExceeded.code if state is LetterState.EXPIRED else letter.error_code
-        item = closing_item(dict(found), _routed_event(found), ENDINGS[state], code)
+        event, models = _routed_event(found), found["models"]
+        item = closing_item(dict(found), event, ENDINGS[state], code, models)
         item["kept"] = kept.settlement(
             inference_id, ENDINGS[state], given_up(inference_id, item["attempt"]), frees_key=True
         )

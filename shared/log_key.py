@@ -1,9 +1,11 @@
-"""The key that signs the audit log's checkpoints: made once, sealed with the master key.
+"""The key that signs the audit log's checkpoints, and receipts: made once, sealed with the master
+key.
 
 Its name is the log's origin: the address that clients are told when the key is made, without its
 scheme. A log keeps its origin for life, wherever it is served from later.
 """
 
+import base64
 import re
 from urllib.parse import quote
 from uuid import UUID
@@ -16,10 +18,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared.audit_log import AuditLogKeyRow
 from shared.config import Settings
+from shared.domain.audit import canonical_json
 from shared.domain.checkpoint import Checkpoint, VerifierKey, note
-from shared.keys import Sealer
+from shared.keys import CARD_ALGORITHM, Sealer, key_id
 
 _PURPOSE = "ainfera audit log key v1"
+RECEIPT_TYPE = "ainfera-receipt"
 _OWNER = UUID(int=0)
 _PATH = "/v1/audit"
 _RAW = serialization.Encoding.Raw
@@ -42,12 +46,28 @@ class LogKey:
         public = self._private.public_key()
         raw = public.public_bytes(_RAW, serialization.PublicFormat.Raw)
         self.verifier = VerifierKey(name, raw)
+        kid = key_id(public_pem(self.verifier))
+        header = {"alg": CARD_ALGORITHM, "kid": kid, "typ": RECEIPT_TYPE}
+        self._jws_header = _base64url(canonical_json(header).encode())
 
     def sign(self, size: int, root: bytes) -> str:
         """The signed note that says: the first `size` leaves of the log have this root."""
         checkpoint = Checkpoint(self.verifier.name, size, root)
         signature = self._private.sign(checkpoint.text().encode())
         return note(checkpoint, self.verifier, signature)
+
+    def sign_receipt(self, payload: bytes) -> str:
+        """A detached JWS (RFC 7515 appendix F) over `payload`: `header..signature`.
+
+        What a JWS signs has no line breaks and a checkpoint has three: neither passes for the
+        other, though one key signs both. The same payload has the same signature (RFC 8032).
+        """
+        signed = f"{self._jws_header}.{_base64url(payload)}".encode()
+        return f"{self._jws_header}..{_base64url(self._private.sign(signed))}"
+
+
+def _base64url(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode("ascii")
 
 
 def check_signature(public: bytes, signature: bytes, message: bytes) -> bool:
@@ -93,3 +113,17 @@ async def log_key(session: AsyncSession, settings: Settings) -> LogKey:
         )
         row = (await session.scalars(select(AuditLogKeyRow))).one()
     return LogKey(row.name, sealer.open(row.private_key_sealed, _OWNER))
+
+
+class OpenedKey:
+    """The log's key for a process that signs often: looked up and opened once."""
+
+    def __init__(self) -> None:
+        self._key: LogKey | None = None
+
+    async def get(self, session: AsyncSession, settings: Settings) -> LogKey:
+        """As `log_key`, and what it made is committed."""
+        if self._key is None:
+            self._key = await log_key(session, settings)
+            await session.commit()
+        return self._key

@@ -20,6 +20,8 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 DOMAIN = [path for path in SOURCES if path.is_relative_to(ROOT / "shared/domain")]
 
 LONGEST_FILE, LONGEST_FUNCTION = 400, 70
+# one file on purpose: clients take it away, and it must need nothing else
+LONGER = {"shared/receipt_verifier.py": 750}
 
 # what a room may import of our own; a command starts everything, so it stands apart
 MAY_IMPORT = {
@@ -88,6 +90,7 @@ FOR_EVERYONE = {
     "ingress/killswitches.py list_engagements",  # operators
     "ingress/operations.py _note_act",  # operators
     "ingress/routing_policy.py set_preference",  # operators
+    "ingress/reads.py read_decision",  # as `read_proof`; the outcome was found as the caller
     "ingress/last_use.py flush",  # one statement for the keys of many tenants
     "ingress/measures.py _ask_postgres",  # operators
     "shared/closing_statement.py _page",  # operators
@@ -201,7 +204,7 @@ def test_files_and_functions_are_small() -> None:
     wrong = []
     for path in SOURCES:
         lines = path.read_text().count("\n")
-        if lines > LONGEST_FILE:
+        if lines > LONGER.get(relative(path), LONGEST_FILE):
             wrong.append(f"{relative(path)} has {lines} lines")
     for path in SOURCES + TESTS:
         for function in functions(parsed(path)):

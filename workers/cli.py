@@ -31,6 +31,7 @@ from workers.keys_cli import keys
 from workers.killswitch_cli import killswitch
 from workers.ledger_cli import ledger
 from workers.policy_cli import policy
+from workers.receipts_cli import receipt
 from workers.terminal import fail, fleet_settings
 
 COMPOSE_PASSWORDS = tuple(
@@ -59,6 +60,7 @@ main.add_typer(keys, name="keys")
 main.add_typer(killswitch, name="killswitch")
 main.add_typer(ledger, name="ledger")
 main.add_typer(policy, name="policy")
+main.add_typer(receipt, name="receipt")
 
 
 @main.command("up")

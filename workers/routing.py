@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from decimal import Decimal
 
+from shared.domain import capture
 from shared.domain.candidate import Candidate
 from shared.domain.evidence import Evidence
 from shared.domain.inference import Failure
@@ -24,8 +25,8 @@ REJECTIONS = {
 class Plan:
     """The models to ask in order, and the money to hold for the first of them, in USD.
 
-    `decision` is None for a pinned model. `refusal` is set, and `candidates` empty, where
-    no model can be asked.
+    `decision`, and `record` of what it was made from, are None for a pinned model. `refusal` is
+    set, and `candidates` empty, where no model can be asked.
     """
 
     features: RequestFeatures
@@ -34,6 +35,7 @@ class Plan:
     projected_usd: Decimal = ZERO
     hold_usd: Decimal = ZERO
     refusal: Ending | None = None
+    record: capture.Record | None = None
 
     @property
     def estimated_input_tokens(self) -> int:
@@ -62,7 +64,7 @@ def plan_call(call: Call, deps: Deps) -> Plan:
     )
     if decision.chosen is None:
         ending = Ending(REJECTIONS[decision.rule], failure=refusal(decision))
-        return Plan(asked, decision, refusal=ending)
+        return Plan(asked, decision, refusal=ending, record=capture.record(decision))
     fallbacks = decision.fallbacks[: deps.settings.max_fallbacks]
     return _priced(asked, decision, (decision.chosen, *fallbacks))
 
@@ -85,6 +87,7 @@ def _priced(
         candidates=candidates,
         projected_usd=projected_cost(chosen.prices, asked.input_tokens, reserved),
         hold_usd=_hold_for(asked, chosen),
+        record=None if decision is None else capture.record(decision),
     )
 
 

@@ -77,6 +77,8 @@ def routed_data(call: Call, plan: Plan) -> dict[str, Any]:
             "ruleset_hash": plan.decision.ruleset_hash,
             "min_quality": f"{plan.decision.min_quality:f}",
         }
+    if plan.record is not None and plan.record.told is not None:
+        data["decision"] = plan.record.told
     return data
 
 
@@ -163,10 +165,12 @@ def events(call: Call, plan: Plan, ending: Ending, owed: Bill) -> list[AuditDraf
         "outcome": ending.outcome.value,
         "code": ending.failure.code if ending.failure else None,
     }
+    bound = {"decision_sha256": plan.record.digest} if plan.record is not None else {}
     if ending.candidate is None:
         kind = REJECTIONS.get(ending.outcome, EventType.PROVIDER_FAILED)
-        return [*found, draft(kind, agent_id, {**about, **failed, "model": call.request.model})]
-    answered = about | {
+        refused = {**about, **failed, **bound, "model": call.request.model}
+        return [*found, draft(kind, agent_id, refused)]
+    answered = {**about, **bound} | {
         "model": ending.candidate.slug,
         "provider": ending.candidate.provider,
         "input_tokens": ending.usage.total_input,

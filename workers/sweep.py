@@ -33,7 +33,7 @@ LOST = DeadlineExceeded("The call was lost and its hold has run out.").failure()
 # was replayed was routed more than once: the newest decision counts.
 EXPIRED_HOLDS = """
 SELECT i.id, i.tenant_id, i.agent_id, i.attempt, i.routed, i.dialect, i.model, e.payload,
-       k.inference_id IS NOT NULL AS kept
+       k.inference_id IS NOT NULL AS kept, c.models
   FROM inferences i
   LEFT JOIN LATERAL (
     SELECT a.payload FROM audit_events a
@@ -41,6 +41,7 @@ SELECT i.id, i.tenant_id, i.agent_id, i.attempt, i.routed, i.dialect, i.model, e
        AND a.created_at >= i.created_at - interval '1 minute'
        AND a.payload::jsonb ->> 'inference_id' = i.id::text
      ORDER BY a.seq DESC LIMIT 1) e ON true
+  LEFT JOIN catalog_snapshots c ON c.hash = e.payload::jsonb #>> '{decision,catalog_hash}'
   LEFT JOIN kept_calls k ON k.inference_id = i.id AND k.state = 'accepted'
  WHERE i.state = 'held' AND i.hold_expires_at < now()
  ORDER BY i.hold_expires_at
@@ -86,7 +87,8 @@ async def release_expired_holds(ctx: Mapping[str, Any]) -> int:
         await connection.close()
     for row in rows:
         routed_event = orjson.loads(row["payload"]) if row["payload"] else {}
-        item = closing_item(dict(row), routed_event, Outcome.EXPIRED.value, LOST.code)
+        models = orjson.loads(row["models"]) if row["models"] else None
+        item = closing_item(dict(row), routed_event, Outcome.EXPIRED.value, LOST.code, models)
         if row["kept"]:
             item["kept"] = deps.kept.settlement(row["id"], Outcome.EXPIRED, lost(dict(row)))
         result = await deps.ledger.settle(item)

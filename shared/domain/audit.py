@@ -79,6 +79,12 @@ def _refuse_unhashable(value: Any) -> None:
             raise ValueError(f"audit payload: {type(value).__name__} is not allowed, got {value!r}")
 
 
+class Canonical(str):
+    """A value's canonical JSON, as `canonical_json` wrote it: put into a draft as it is."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class AuditDraft:
     """An event whose `created_at` and `seq` are still to be filled in by the database."""
@@ -116,6 +122,8 @@ def _member(value: Any) -> str:
     """`canonical_json`, short for what nearly every key and value is."""
     if type(value) is str:
         return encode_basestring(value)
+    if type(value) is Canonical:
+        return value
     return canonical_json(value)
 
 

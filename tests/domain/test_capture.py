@@ -113,6 +113,7 @@ def test_a_receipt_says_all_that_was_promised() -> None:
         "router": "ainfera-inference",
         "inputs": 0,
         "dashboard_candidates": 0,
+        "audit_event": None,
     }
     first, *_, last = made["candidates"]
     assert first == {

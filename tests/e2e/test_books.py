@@ -11,6 +11,7 @@ import pytest
 
 from shared.domain.audit import canonical_json
 from shared.domain.routing import RULESET_HASH, replay
+from shared.receipt_verifier import check, read_keys
 from tests.e2e.calls import EVERY_DIALECT, STREAMED_OR_NOT, call
 from tests.e2e.stack import Stack
 from tests.e2e.upstream import Say, Upstream
@@ -123,6 +124,7 @@ def test_a_decision_receipt_is_complete_and_replays(
     assert Decimal(body["cost_actual"]) == (30 * Decimal(1) + 3 * Decimal(5)) / 1_000_000
     check_candidates(body)
     check_replay(body)
+    check_receipt(stack, body)
 
 
 def check_candidates(body: dict[str, Any]) -> None:
@@ -144,6 +146,15 @@ def check_candidates(body: dict[str, Any]) -> None:
         }  # fmt: skip
         assert shown["chosen"] == (shown["model_slug"] == body["chosen_model_slug"])
         assert shown["excluded"] == by_slug[shown["model_slug"]]["drop_reason"]
+
+
+def check_receipt(stack: Stack, body: dict[str, Any]) -> None:
+    """As a client does it who has the published keys and the verifier, and nothing else."""
+    keys = read_keys(stack.request("GET", "/.well-known/jwks.json").json())
+    told = {each.name: (each.proved, each.what) for each in check(body, keys)}
+    log, _ = told.pop("log")  # the event may be under a checkpoint already, or soon
+    assert log is not False
+    assert {proved for proved, _ in told.values()} == {True}, told
 
 
 def check_replay(body: dict[str, Any]) -> None:

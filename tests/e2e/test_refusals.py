@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.calls import EVERY_DIALECT, call
 from tests.e2e.conftest import Signup
 from tests.e2e.stack import Stack
-from tests.e2e.test_books import check_replay, get
+from tests.e2e.test_books import check_receipt, check_replay, get
 from tests.e2e.upstream import Say, Upstream
 from tests.e2e.witness import Witness
 
@@ -109,6 +109,7 @@ def test_a_refused_call(
     assert body["decision_rule"] == refused.rule
     assert body["candidates"]
     check_replay(body)
+    check_receipt(stack, body)
 
 
 @pytest.mark.parametrize("model", ["claude-opus-4-7", "grok-4"])

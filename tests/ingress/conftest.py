@@ -3,6 +3,8 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from decimal import Decimal
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from ingress.app import create_app
 from ingress.deps import Deps
 from shared.catalog import seed_catalog
 from shared.config import Settings
-from shared.domain.audit import EventType, draft
+from shared.domain.audit import EventType, canonical_json, draft
 from shared.domain.capture import columns
 from shared.domain.inference import ROUTING_TARGET
 from shared.domain.routing import decide
@@ -132,19 +134,20 @@ async def leave_call(
         "dialect": "native",
         "model": ROUTING_TARGET if routed else "gpt-5-5",
     }
-    event = draft(
-        EventType.PROVIDER_RESPONDED, agent["agent_id"], {"inference_id": left.inference_id}
-    )
-    events = [event.wire()]
+    outcome = _outcome(deps, call, charge, documented) if routed else None
+    told = {"inference_id": left.inference_id}
+    if outcome is not None:
+        told |= _binding(outcome)
+    events = [draft(EventType.PROVIDER_RESPONDED, agent["agent_id"], told).wire()]
     if witnessed:
-        told = {"receipt_id": left.receipt_id}
-        events.append(draft(EventType.RECEIPT_CREATED, agent["agent_id"], told).wire())
+        about = {"receipt_id": left.receipt_id}
+        events.append(draft(EventType.RECEIPT_CREATED, agent["agent_id"], about).wire())
     settlement = {
         **call,
         "refused": False,
         "charge": charge,
         "events": events,
-        "outcome": _outcome(deps, call, charge, documented) if routed else None,
+        "outcome": outcome,
         "receipt": {
             "receipt_id": left.receipt_id,
             "inference_id": left.inference_id,
@@ -177,6 +180,21 @@ async def leave_call(
     return left
 
 
+def _binding(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """What the event of an outcome says of it, and of what was decided from."""
+    told = {
+        "router": ROUTING_TARGET,
+        "outcome": outcome["outcome_status"],
+        "cost_usd": outcome["cost_actual"],
+        "latency_ms": outcome["observed_latency_ms"],
+    }
+    stored = outcome["decision"]
+    if stored:
+        inputs = {**stored["terms"], "catalog_hash": stored["catalog_hash"]}
+        told["decision_sha256"] = sha256(canonical_json(inputs).encode()).hexdigest()
+    return told
+
+
 def _outcome(deps: Deps, call: Mapping[str, Any], charge: str, documented: bool) -> dict[str, Any]:
     decision = decide(
         RequestFeatures("chat", 100, 200),
@@ -192,7 +210,7 @@ def _outcome(deps: Deps, call: Mapping[str, Any], charge: str, documented: bool)
         "inference_id": call["inference_id"],
         "tenant_id": call["tenant_id"],
         "agent_id": call["agent_id"],
-        "cost_actual": charge,
+        "cost_actual": f"{Decimal(charge):.9f}",
         "observed_latency_ms": 120,
         "ttft_ms": 40,
         "outcome_status": "succeeded" if documented else "expired",

@@ -33,6 +33,7 @@ MARK = "the-other-tenants-own-word"
 PUBLIC = {
     "/.well-known/agent-card.json",
     "/.well-known/jwks.json",
+    "/.well-known/ainfera-receipt-verifier.py",
     "/v1/agents/cards/verify",
     "/v1/agents/signup",
     "/v1/audit/public",
