@@ -163,6 +163,13 @@ class Settings(BaseSettings):
         3600, ge=1, le=7 * 86_400, validation_alias="KILLSWITCH_WINDOW_SECONDS"
     )
 
+    # what is learned from answers; nothing is served from it until a policy says so
+    empirical_half_life_days: int = Field(
+        14, ge=1, le=365, validation_alias="EMPIRICAL_HALF_LIFE_DAYS"
+    )
+    empirical_min_support: int = Field(50, ge=10, validation_alias="EMPIRICAL_MIN_SUPPORT")
+    empirical_refresh_s: float = Field(60.0, gt=0, validation_alias="EMPIRICAL_REFRESH_SECONDS")
+
     # gates; their first value, where an operator can flip them later
     routing_preference_live: bool = Field(False, validation_alias="AINFERA_ROUTING_PREFERENCE_LIVE")
     payments_live: bool = Field(False, validation_alias="AINFERA_PAYMENTS_LIVE")

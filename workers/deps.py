@@ -4,10 +4,11 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shared.config import Settings
 from shared.domain.candidate import Catalog
+from shared.domain.learning import Offered
 from shared.kept import KeptCalls
 from shared.killswitch import Killswitch
 from shared.publisher import Publisher
@@ -65,7 +66,11 @@ class Cancellations:
 
 @dataclass(frozen=True, slots=True)
 class Deps:
-    """`monotonic` gives seconds that only ever grow; `providers` is by provider slug."""
+    """`monotonic` gives seconds that only ever grow; `providers` is by provider slug.
+
+    `empirical` is the newest estimate of quality by task type and model, of those that have
+    support; it changes while the process runs.
+    """
 
     settings: Settings
     ledger: Ledger
@@ -76,3 +81,4 @@ class Deps:
     cancellations: Cancellations
     killswitch: Killswitch
     monotonic: Callable[[], float]
+    empirical: Mapping[str, Mapping[str, Offered]] = field(default_factory=dict)

@@ -27,6 +27,7 @@ from shared.dead_letters import DeadLetterRow
 from shared.domain.ledger import PROVIDER_COST_ACCOUNT, AccountKind
 from shared.kept import KeptCallRow
 from shared.killswitch import KillswitchCallRow, KillswitchRow, KillswitchThresholdRow
+from shared.learning import QualitySnapshotRow, RoutingRewardRow
 from shared.master_key import MasterKeyProofRow
 from shared.models import METADATA, AccountRow, LedgerEntryRow
 from shared.operators import OperatorEventRow
@@ -34,7 +35,10 @@ from tests.workers.ledger_cases import call, ending, hold, new_agent
 from tests.workers.letter_cases import burial
 
 CHANGES = ("UPDATE {} SET created_at = now()", "DELETE FROM {}", "TRUNCATE {}")
-APPEND_ONLY = ("transfers", "routing_outcomes", "receipts", "audit_events")
+APPEND_ONLY = (
+    *("transfers", "routing_outcomes", "receipts", "audit_events"),
+    *("routing_rewards", "quality_snapshots"),
+)
 # nouns whose tables are declared where their effects are
 ELSEWHERE = (
     AuditLeafRow,
@@ -46,6 +50,8 @@ ELSEWHERE = (
     KillswitchThresholdRow,
     MasterKeyProofRow,
     OperatorEventRow,
+    QualitySnapshotRow,
+    RoutingRewardRow,
 )
 SEAL_BROKEN = asyncpg.RestrictViolationError
 
