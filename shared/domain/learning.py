@@ -95,6 +95,7 @@ class Evidence:
         return _EXACT.divide(Decimal(self.good), Decimal(self.weight)) if self.weight else _HALF
 
 
+NO_EVIDENCE = Evidence()
 _HALF = Decimal("0.5")
 
 
@@ -157,7 +158,7 @@ class Estimate:
 
 @dataclass(slots=True)
 class _Cell:
-    evidence: Evidence = Evidence()
+    evidence: Evidence = NO_EVIDENCE
     n: int = 0
     checked: int = 0
 
