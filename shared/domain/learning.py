@@ -1,10 +1,10 @@
 """Quality as it was observed: a share of good answers, with a bound on what chance may have added.
 
 Of each cell (task type, model, band) the days' answers are counted; an answer of `half_life` days
-ago counts half. The bounds are those of Wilson's score interval (E. B. Wilson, 1927), with the
-effective number of answers (L. Kish, 1965: the square of the weights' sum by the sum of their
-squares), so that old answers widen it. All is whole numbers and decimals of 34 digits; `q` is
-rounded half up to four places, `lower` down and `upper` up, so two machines agree.
+ago counts half, in the share of good ones and in the number of answers. The bounds are those of
+Wilson's score interval (E. B. Wilson, 1927) for that number, so what is only known of long ago is
+known less well. All is whole numbers and decimals of 34 digits; `q` is rounded half up to four
+places, `lower` down and `upper` up, so two machines agree.
 """
 
 import hashlib
@@ -83,8 +83,17 @@ class Evidence:
         )
 
     @property
+    def number(self) -> Decimal:
+        """As many answers as weigh as much, where a whole one weighs 1."""
+        return _EXACT.divide(Decimal(self.weight), Decimal(_UNIT))
+
+    @property
     def effective(self) -> Decimal:
-        """As many answers of equal weight would say as much."""
+        """As many answers of equal weight would say as much (L. Kish, 1965).
+
+        The square of the weights' sum by the sum of their squares; never fewer than `number` where
+        no weight is over 1.
+        """
         if not self.squares:
             return Decimal(0)
         return _EXACT.divide(Decimal(self.weight * self.weight), Decimal(self.squares))
@@ -123,12 +132,13 @@ def wilson(share: Decimal, n: Decimal, z: Decimal = Z) -> tuple[Decimal, Decimal
     scale = c.add(Decimal(1), z2n)
     lower = c.divide(c.subtract(centre, reach), scale)
     upper = c.divide(c.add(centre, reach), scale)
-    return max(lower, Decimal(0)), min(upper, Decimal(1))
+    return max(min(lower, share), Decimal(0)), min(max(upper, share), Decimal(1))
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The quality of one cell. `n` and `checked` are counts; `effective` is rounded down."""
+    """The quality of one cell. `n` and `checked` are counts; `effective` is what `n` answers
+    count for by their age, rounded down."""
 
     task_type: str
     model: str
@@ -180,7 +190,7 @@ def estimates(tallies: Iterable[Tally], terms: Terms) -> list[Estimate]:
 
 
 def _estimate(task_type: str, model: str, band: str, cell: _Cell, terms: Terms) -> Estimate:
-    share, effective = cell.evidence.share, cell.evidence.effective
+    share, effective = cell.evidence.share, cell.evidence.number
     lower, upper = wilson(share, effective)
     enough = effective >= terms.min_support and cell.checked >= terms.min_support
     return Estimate(

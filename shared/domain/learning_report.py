@@ -16,6 +16,7 @@ from shared.domain.comparison import (
 
 NANO_PER_USD_1000 = Decimal(1_000_000)  # nano-USD a call -> USD a thousand calls
 _SHARE, _MONEY = Decimal("0.001"), Decimal("0.0001")
+NOTHING = "-"
 HEADINGS = (
     *("task type", "band", "from", "to", "calls", "answers", "good before", "good after"),
     *("difference (99 %)", "USD a 1,000 calls (99 %)", "compared by", "verdict"),
@@ -133,12 +134,13 @@ def _table(judged: Sequence[Compared]) -> Iterator[str]:
     yield "| " + " | ".join(HEADINGS) + " |"
     yield "| " + " | ".join("---" for _ in HEADINGS) + " |"
     for each in judged:
-        switch = each.switch
+        switch, known = each.switch, each.answers_old and each.answers_new
         cells = (
             *(switch.task_type, switch.band, switch.old, switch.new, f"{switch.calls:,}"),
             f"{each.answers_old:,} / {each.answers_new:,}",
-            *(str(_share(each.reward_old)), str(_share(each.reward_new))),
-            _signed([_share(part) for part in each.reward]),
+            str(_share(each.reward_old)) if each.answers_old else NOTHING,
+            str(_share(each.reward_new)) if each.answers_new else NOTHING,
+            _signed([_share(part) for part in each.reward]) if known else NOTHING,
             _signed([_usd(part) for part in each.cost]),
             *(each.method, each.verdict),
         )

@@ -1,6 +1,6 @@
 """A simulated day with a difference of quality hidden in it, and the report on it.
 
-    python -m tests.bench.learning [--seed 7] [--calls 12000]
+    python -m tests.bench.learning [--seed 7] [--calls 8000]
 
 Calls of four kinds are routed by the real rule over the real catalogue, with an exploration share
 that falls on another model as the rule's own would. How good a model's answers are, the generator
@@ -28,7 +28,7 @@ from shared.domain.learning_report import as_text
 from shared.domain.routing import decide
 from shared.domain.routing_policy import CallerPolicy, RequestFeatures
 
-SEED, CALLS = 7, 12_000
+SEED, CALLS = 7, 8_000
 SHARE = Decimal("0.10")
 TERMS = Terms(min_support=50)
 POLICY = CallerPolicy(version="task-floors-1")
@@ -50,10 +50,10 @@ class Kind:
 
 
 HIDDEN = (
-    Kind("code", 50, worst=0.62, others=0.93),
-    Kind("tool_use", 1, worst=0.62, others=0.93),
-    Kind("extraction", 29, worst=0.93, others=0.93),
-    Kind("chat", 20, worst=0.97, others=0.97, checked=False),
+    Kind("code", 60, worst=0.62, others=0.93),
+    Kind("tool_use", 2, worst=0.62, others=0.93),
+    Kind("extraction", 20, worst=0.93, others=0.93),
+    Kind("chat", 18, worst=0.97, others=0.97, checked=False),
 )
 NOTHING_HIDDEN = tuple(
     Kind(kind.task_type, kind.often, 0.93, 0.93, kind.checked) for kind in HIDDEN
