@@ -94,6 +94,7 @@ FOR_EVERYONE = {
     "shared/catalog.py open_catalog",  # models belong to nobody
     "shared/kept.py states",  # one query for the calls of many tenants, each with its own
     "shared/kept.py take",  # workers
+    "shared/learning.py refresh",  # estimates belong to nobody
     "shared/killswitch.py _read",  # switches are looked up for all
 }
 SEES_EVERYONE = {"everyone", "run", "connect_raw", "bury", "enlarge_hold"}

@@ -36,6 +36,7 @@ def as_text(found: Gathered, judged: Sequence[Compared], min_support: int) -> st
 
 
 def as_json(found: Gathered, judged: Sequence[Compared], min_support: int) -> dict[str, Any]:
+    """Shares and dollars as decimal text, intervals as `[value, lower, upper]`."""
     together = overall(judged)
     return {
         "supported": together.is_supported,

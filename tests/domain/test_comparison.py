@@ -134,8 +134,8 @@ def test_uneven_weights_widen_a_difference() -> None:
 
 
 def test_means() -> None:
-    assert mean([]) == mean([0]) == (0, 0, 0)
-    assert mean([5, 5, 5]) == (5, 5, 5)
+    assert mean([]) == mean([0]) == Interval(*[Decimal(0)] * 3)
+    assert mean([5, 5, 5]) == Interval(*[Decimal(5)] * 3)
     value, lower, upper = mean([0, 10] * 50)
     assert value == 5
     # 2.575829 standard errors of 0.5025

@@ -108,7 +108,7 @@ def test_known_values() -> None:
     """Wilson's interval of 8 of 10, from a table."""
     lower, upper = wilson(Decimal("0.8"), Decimal(10))
     assert (round(lower, 4), round(upper, 4)) == (Decimal("0.4902"), Decimal("0.9433"))
-    assert wilson(Decimal(1), Decimal(0)) == (0, 1)
+    assert wilson(Decimal(1), Decimal(0)) == (Decimal(0), Decimal(1))
 
 
 def test_only_what_has_support_is_offered_over_all_bands() -> None:

@@ -39,6 +39,12 @@ APPEND_ONLY = (
     *("transfers", "routing_outcomes", "receipts", "audit_events"),
     *("routing_rewards", "quality_snapshots"),
 )
+LEARNED = """
+INSERT INTO routing_rewards (inference_id, tenant_id, task_type, band, model, finish, code, json,
+                             tools, checked, ended_at)
+VALUES (new_id(), new_id(), 'chat', 'cost', 'm', 'error', 'none', 'none', 'none', false, now());
+INSERT INTO quality_snapshots (terms, cells, hash) VALUES ('{}', '[]', '')
+"""
 # nouns whose tables are declared where their effects are
 ELSEWHERE = (
     AuditLeafRow,
@@ -272,6 +278,7 @@ class TestAppendOnly:
         item = hold(agent, "1")
         await call(owner, "open_inferences", item)
         await call(owner, "settle_inferences", ending(agent, item["inference_id"], "0.5"))
+        await owner.execute(LEARNED)
         count = await owner.fetchval(f"SELECT count(*) FROM {table}")
         assert count > 0
         with pytest.raises(SEAL_BROKEN, match="append-only"):
