@@ -169,6 +169,12 @@ class Settings(BaseSettings):
     )
     latency_min_samples: int = Field(50, ge=1, validation_alias="LATENCY_MIN_SAMPLES")
     latency_refresh_s: float = Field(30.0, gt=0, validation_alias="LATENCY_REFRESH_SECONDS")
+    # what is learned from answers; nothing is served from it until a policy says so
+    empirical_half_life_days: int = Field(
+        14, ge=1, le=365, validation_alias="EMPIRICAL_HALF_LIFE_DAYS"
+    )
+    empirical_min_support: int = Field(50, ge=10, validation_alias="EMPIRICAL_MIN_SUPPORT")
+    empirical_refresh_s: float = Field(60.0, gt=0, validation_alias="EMPIRICAL_REFRESH_SECONDS")
 
     # gates; their first value, where an operator can flip them later
     routing_preference_live: bool = Field(False, validation_alias="AINFERA_ROUTING_PREFERENCE_LIVE")

@@ -271,6 +271,7 @@ class RoutingOutcomeRow(SQLModel, table=True):
     __table_args__ = (
         Index("routing_outcomes_agent_id_idx", "agent_id", "created_at"),
         Index("routing_outcomes_tenant_id_idx", "tenant_id", "created_at"),
+        Index("routing_outcomes_created_at_idx", "created_at", postgresql_using="brin"),
         Index("routing_outcomes_exceptions_idx", *BY_TIME, postgresql_where=EXCEPTIONAL),
         Index("routing_outcomes_latency_idx", *OF_MODEL, postgresql_where=UNBROKEN),
     )

@@ -28,6 +28,11 @@ class Line:
         self.channel = channel
         self.replay = replay
 
+    def note_asked(self, asked: bytes | None) -> None:
+        """What the call asked of its answer's form, to be left beside the replay with its end."""
+        if self.replay is not None:
+            self.replay.asked = asked
+
 
 class Publisher:
     """A worker's end: one flusher for the whole process.

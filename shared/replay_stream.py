@@ -6,6 +6,9 @@ is refused by the store, as is one of an attempt that a newer one has taken over
 "what comes after this record" is a range of ids. The first entry, the last, and every one
 after something was trimmed bear `h`: whose inference it is, and in which dialect.
 
+The last entry bears `a` if the call asked something of its answer's form. Then the schemas are
+beside the replay, under `ainfera:asked:{<id>}`, for as long: for whoever checks the answer.
+
 This module writes; reading is in `shared/stream.py`, where records are taken apart.
 """
 
@@ -20,7 +23,7 @@ from shared.config import Settings
 from shared.domain.inference import Dialect
 from shared.queue import Envelope
 
-RECORDS, HEAD = b"r", b"h"
+RECORDS, HEAD, ASKED = b"r", b"h", b"a"
 # A stream's time to live is renewed this often within it, however often it is written.
 RENEWALS = 3
 # longer than any call waits and runs
@@ -32,6 +35,11 @@ Command = tuple[bytes | str | int, ...]
 def replay_key(inference_id: UUID) -> str:
     """The braces keep all that is ever named after one inference in one slot of a cluster."""
     return f"ainfera:events:{{{inference_id}}}"
+
+
+def asked_key(inference_id: UUID) -> str:
+    """What the call asked of its answer's form: `shared.domain.reward.Asked` as JSON."""
+    return f"ainfera:asked:{{{inference_id}}}"
 
 
 def followed_key(inference_id: UUID) -> str:
@@ -94,7 +102,7 @@ class ReplayWriter:
 
     __slots__ = (
         "_attempt", "_envelope", "_key", "_last_seq", "_limits", "_parts", "_renew_at", "_size",
-        "_sizes", "_trims", "ended",
+        "_sizes", "_trims", "asked", "ended",
     )  # fmt: skip
 
     def __init__(self, envelope: Envelope, attempt: int, limits: ReplayLimits) -> None:
@@ -109,6 +117,7 @@ class ReplayWriter:
         self._trims = False
         self._renew_at = 0.0
         self.ended = False
+        self.asked: bytes | None = None  # told with the end, where there is something to tell
 
     def gather(self, packed: Sequence[bytes], last_seq: int) -> None:
         """Take records in; the last of them is number `last_seq`."""
@@ -126,10 +135,16 @@ class ReplayWriter:
         fields: Command = (RECORDS, entry)
         if first or self._trims or self.ended:
             fields = (*fields, HEAD, pack_head(self._envelope))
+        asked = self.asked if self.ended else None
+        if asked is not None:
+            fields = (*fields, ASKED, 1)
         commands: list[Command] = [("XADD", self._key, *keep, entry_id, *fields)]
         if self.ended or now >= self._renew_at:
             self._renew_at = now + self._limits.seconds / RENEWALS
             commands.append(("EXPIRE", self._key, self._limits.seconds))
+        if asked is not None:
+            key = asked_key(self._envelope.inference_id)
+            commands.append(("SET", key, asked, "EX", self._limits.seconds))
         return commands
 
     def _note(self, size: int) -> None:

@@ -99,6 +99,7 @@ FOR_EVERYONE = {
     "shared/kept.py states",  # one query for the calls of many tenants, each with its own
     "shared/kept.py take",  # workers
     "shared/latencies.py read",  # models belong to nobody
+    "shared/learning.py refresh",  # estimates belong to nobody
     "shared/killswitch.py _read",  # switches are looked up for all
     "shared/policy_book.py read",  # versions and gates belong to nobody
 }

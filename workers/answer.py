@@ -23,6 +23,7 @@ from shared.domain.inference import (
     Started,
     StreamEvent,
 )
+from shared.domain.reward import LARGEST_ASKED, Asked, asked_of
 from shared.kept import KeptResult
 from shared.publisher import Publisher
 from shared.queue import Envelope
@@ -47,6 +48,7 @@ class Answer:
         self._attempt = attempt
         # what runs in the background can be followed, whatever its body says
         self._stream = request.stream or request.background
+        self._request = request
         self._dialect = DIALECTS[request.dialect]
         self._seq = 0
         self._held: list[Frame] = []
@@ -90,6 +92,8 @@ class Answer:
 
     def finish(self, completed: Completed) -> None:
         """Tell the end; only to be called once the settlement is durable."""
+        if self._request.routed:  # only those are learned from
+            self._line.note_asked(pack_asked(asked_of(self._request, completed.finish_reason)))
         self._publish(self._ending(completed), urgent=True)
 
     def whole(self, end: Completed | Failure) -> KeptResult:
@@ -172,6 +176,16 @@ def before_hole(told: Sequence[Record]) -> Sequence[Record]:
     """
     whole = [record for seq, record in enumerate(told) if record.seq == seq]
     return whole if any(record.kind is RecordKind.DATA for record in whole) else ()
+
+
+def pack_asked(asked: Asked | None) -> bytes | None:
+    """What was asked, for whoever checks the answer later; of what is too large only that."""
+    if asked is None:
+        return None
+    packed = orjson.dumps(asked.to_json())
+    if len(packed) <= LARGEST_ASKED:
+        return packed
+    return orjson.dumps(asked.without_schemas().to_json())
 
 
 def _decimal(value: object) -> str:

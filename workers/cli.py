@@ -29,6 +29,7 @@ from workers.dead_letters_cli import dead_letters
 from workers.development import new_secrets, say, up
 from workers.keys_cli import keys
 from workers.killswitch_cli import killswitch
+from workers.learning_cli import learning
 from workers.ledger_cli import ledger
 from workers.policy_cli import policy
 from workers.receipts_cli import receipt
@@ -58,6 +59,7 @@ main.add_typer(caps, name="caps")
 main.add_typer(corrections, name="corrections")
 main.add_typer(keys, name="keys")
 main.add_typer(killswitch, name="killswitch")
+main.add_typer(learning, name="learning")
 main.add_typer(ledger, name="ledger")
 main.add_typer(policy, name="policy")
 main.add_typer(receipt, name="receipt")

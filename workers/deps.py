@@ -70,7 +70,8 @@ class Cancellations:
 class Deps:
     """`monotonic` gives seconds that only ever grow; `providers` is by provider slug.
 
-    `empirical` is what is known of models' quality, by task type and slug.
+    `empirical` is the newest estimate of quality by task type and model, of those that have
+    support; it changes while the process runs.
     """
 
     settings: Settings

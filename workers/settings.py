@@ -17,6 +17,7 @@ from shared.heap import settle_heap
 from shared.kept import KeptCalls
 from shared.killswitch import Killswitch
 from shared.latencies import Latencies
+from shared.learning import EmpiricalQuality
 from shared.policy_book import PolicyBook
 from shared.publisher import Publisher
 from shared.queue import (
@@ -34,10 +35,13 @@ from workers.deps import Cancellations, Deps
 from workers.exports import Export, FileExport, HttpExport
 from workers.fleet import FleetWorker
 from workers.inference import run_inference
+from workers.judging import Judge
 from workers.kept import drive_kept_calls, forget_kept_calls
 from workers.latencies import measure_latencies
+from workers.learning import estimate_qualities
 from workers.ledger import Ledger
 from workers.providers import build_providers, open_transport
+from workers.rewards import Rewards, reward_outcomes
 from workers.spending import SpendWatch
 from workers.sweep import BooksDeps, expire_grants, release_expired_holds, sign_checkpoint
 
@@ -94,8 +98,11 @@ def inference_worker(settings: Settings) -> FleetWorker:
         latencies = Latencies(db, settings.latency_refresh_s)
         await latencies.start()
         catalog = await open_catalog(db)
+        empirical = EmpiricalQuality(db, settings.empirical_refresh_s)
+        empirical.start()
         catalogued = {model.provider for model in catalog.candidates}
-        ctx["opened"] = (control, killswitch, policies, latencies, publisher, ledger, http, db)
+        watching = (control, killswitch, policies, latencies, empirical)
+        ctx["opened"] = (*watching, publisher, ledger, http, db)
         ctx["deps"] = Deps(
             settings=settings,
             ledger=ledger,
@@ -108,6 +115,7 @@ def inference_worker(settings: Settings) -> FleetWorker:
             policies=policies,
             monotonic=time.perf_counter,
             latencies=latencies,
+            empirical=empirical,
         )
         settle_heap()
 
@@ -151,6 +159,7 @@ def books_worker(settings: Settings) -> FleetWorker:
         http = ctx["http"] = httpx.AsyncClient(timeout=EXPORT_TIMEOUT_S)
         watch = ctx["spending"] = SpendWatch(db, redis, settings)
         watch.start()
+        ctx["rewards"] = Rewards(db, redis, Judge())
         ctx["deps"] = BooksDeps(
             settings=settings,
             db=db,
@@ -163,6 +172,7 @@ def books_worker(settings: Settings) -> FleetWorker:
 
     async def shutdown(ctx: dict[str, Any]) -> None:
         await ctx["http"].aclose()
+        await ctx["rewards"].aclose()
         await ctx["spending"].aclose()
         await ctx["deps"].ledger.aclose()
         await ctx["deps"].db.aclose()
@@ -177,6 +187,8 @@ def books_worker(settings: Settings) -> FleetWorker:
             cron(forget_kept_calls, minute=set(range(60)), run_at_startup=True, keep_result=0),
             cron(tend_dead_letters, second={5, 20, 35, 50}, run_at_startup=True, keep_result=0),
             cron(measure_latencies, second={10, 40}, run_at_startup=True, keep_result=0),
+            cron(reward_outcomes, second=set(range(2, 60, 5)), keep_result=0),
+            cron(estimate_qualities, minute={7}, run_at_startup=True, keep_result=0),
             cron(expire_grants, minute={0, 15, 30, 45}, run_at_startup=True, keep_result=0),
         ],
         kind="books",

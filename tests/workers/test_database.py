@@ -28,6 +28,7 @@ from shared.domain.ledger import PROVIDER_COST_ACCOUNT, AccountKind
 from shared.kept import KeptCallRow
 from shared.killswitch import KillswitchCallRow, KillswitchRow, KillswitchThresholdRow
 from shared.latencies import ModelLatencyRow
+from shared.learning import QualitySnapshotRow, RoutingRewardRow
 from shared.master_key import MasterKeyProofRow
 from shared.models import METADATA, AccountRow, LedgerEntryRow
 from shared.operators import OperatorEventRow
@@ -36,7 +37,16 @@ from tests.workers.ledger_cases import call, ending, hold, new_agent
 from tests.workers.letter_cases import burial
 
 CHANGES = ("UPDATE {} SET created_at = now()", "DELETE FROM {}", "TRUNCATE {}")
-APPEND_ONLY = ("transfers", "routing_outcomes", "receipts", "audit_events")
+APPEND_ONLY = (
+    *("transfers", "routing_outcomes", "receipts", "audit_events"),
+    *("routing_rewards", "quality_snapshots"),
+)
+LEARNED = """
+INSERT INTO routing_rewards (inference_id, tenant_id, task_type, band, model, finish, code, json,
+                             tools, checked, ended_at)
+VALUES (new_id(), new_id(), 'chat', 'cost', 'm', 'error', 'none', 'none', 'none', false, now());
+INSERT INTO quality_snapshots (terms, cells, hash) VALUES ('{}', '[]', '')
+"""
 # nouns whose tables are declared where their effects are
 ELSEWHERE = (
     AuditLeafRow,
@@ -52,6 +62,8 @@ ELSEWHERE = (
     PolicyPublicationRow,
     PolicyVersionRow,
     RoutingGateRow,
+    QualitySnapshotRow,
+    RoutingRewardRow,
 )
 SEAL_BROKEN = asyncpg.RestrictViolationError
 
@@ -264,6 +276,7 @@ class TestAppendOnly:
         item = hold(agent, "1")
         await call(owner, "open_inferences", item)
         await call(owner, "settle_inferences", ending(agent, item["inference_id"], "0.5"))
+        await owner.execute(LEARNED)
         count = await owner.fetchval(f"SELECT count(*) FROM {table}")
         assert count > 0
         with pytest.raises(SEAL_BROKEN, match="append-only"):

@@ -93,6 +93,14 @@ async def populated(connection: Connection, kept: KeptCalls) -> Agent:
         agent.tenant_id,
         uuid4(),
     )
+    await connection.execute(
+        """INSERT INTO routing_rewards (inference_id, tenant_id, task_type, band, model, finish,
+                                        code, json, tools, checked, ended_at)
+           VALUES ($1, $2, 'chat', 'balanced', 'm', 'error', 'none', 'none', 'none', false,
+                   now())""",
+        uuid4(),
+        UUID(agent.tenant_id),
+    )
     await connection.execute("INSERT INTO audit_logged VALUES ($1, 0)", UUID(agent.agent_id))
     return agent
 

@@ -1,0 +1,123 @@
+"""A simulated day with a difference of quality hidden in it, and the report on it.
+
+    python -m tests.bench.learning [--seed 7] [--calls 8000]
+
+Calls of four kinds are routed by the real rule over the real catalogue, with an exploration share
+that falls on another model as the rule's own would. How good a model's answers are, the generator
+knows and the report does not:
+
+- code: the cheapest model that clears the floor is worse than its prior says; the next is better.
+- tool_use: the same, but next to nothing of it was called: there is no support to say so.
+- extraction: all models are as good as each other.
+- chat: whatever the answers are, nothing in them can be checked.
+"""
+
+import argparse
+import random
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from shared.catalog import load_catalog
+from shared.domain.candidate import Catalog
+from shared.domain.comparison import Chooser, Compared, Gathered, Recorded, compare, gather
+from shared.domain.learning import Terms
+from shared.domain.learning_report import as_text
+from shared.domain.routing import decide
+from shared.domain.routing_policy import CallerPolicy, RequestFeatures
+
+SEED, CALLS = 7, 8_000
+SHARE = Decimal("0.10")
+TERMS = Terms(min_support=50)
+POLICY = CallerPolicy(version="task-floors-1")
+ACTIVE = frozenset(("anthropic", "openai", "google", "mistral", "xai"))
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of call: how often it comes, how good answers are, and whether they are checked.
+
+    `worst` is the chance of a good answer of the rule's own choice, `others` of all the rest.
+    """
+
+    task_type: str
+    often: int
+    worst: float
+    others: float
+    checked: bool = True
+
+
+HIDDEN = (
+    Kind("code", 60, worst=0.62, others=0.93),
+    Kind("tool_use", 2, worst=0.62, others=0.93),
+    Kind("extraction", 20, worst=0.93, others=0.93),
+    Kind("chat", 18, worst=0.97, others=0.97, checked=False),
+)
+NOTHING_HIDDEN = tuple(
+    Kind(kind.task_type, kind.often, 0.93, 0.93, kind.checked) for kind in HIDDEN
+)
+
+
+def a_day(
+    catalog: Catalog, seed: int, calls: int, kinds: tuple[Kind, ...] = HIDDEN
+) -> Iterator[Recorded]:
+    """Recorded calls, the same for the same seed."""
+    dice = random.Random(seed)
+    weights = [kind.often for kind in kinds]
+    for number in range(calls):
+        (kind,) = dice.choices(kinds, weights)
+        yield _call(catalog, kind, f"{seed}-{number}", dice)
+
+
+def _call(catalog: Catalog, kind: Kind, inference_id: str, dice: random.Random) -> Recorded:
+    asked = RequestFeatures(
+        task_type=kind.task_type,
+        input_tokens=dice.choice((200, 1_000, 4_000)),
+        reserved_output_tokens=1_024,
+    )
+    decision = decide(asked, catalog, POLICY, ACTIVE, False, inference_id)
+    assert decision.chosen is not None
+    own = chosen = decision.chosen.slug
+    others = [each.slug for each in decision.fallbacks]
+    if others and dice.random() < SHARE:
+        chosen = dice.choice(others)
+    good = dice.random() < (kind.worst if chosen == own else kind.others)
+    terms = decision.terms()
+    policy = {**terms["policy"], "exploration_share": str(SHARE)}
+    return Recorded(
+        inference_id=inference_id,
+        task_type=kind.task_type,
+        band="balanced",
+        chosen=chosen,
+        model=chosen,
+        failed_models=(),
+        reward=int(good),
+        checked=kind.checked,
+        age_days=0,
+        terms={**terms, "policy": policy},
+        catalog_hash=catalog.hash,
+    )
+
+
+def the_report(
+    calls: list[Recorded], catalogs: Mapping[str, list[dict[str, Any]]], terms: Terms = TERMS
+) -> tuple[Gathered, list[Compared]]:
+    found = gather(calls, Chooser(catalogs), terms, seed="1")
+    return found, compare(found, terms.min_support)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The report on a simulated day.")
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--calls", type=int, default=CALLS)
+    told = parser.parse_args()
+    catalog = load_catalog()
+    day = list(a_day(catalog, told.seed, told.calls))
+    found, judged = the_report(day, {catalog.hash: catalog.to_json()})
+    sys.stdout.write(as_text(found, judged, TERMS.min_support))
+
+
+if __name__ == "__main__":
+    main()
