@@ -20,7 +20,7 @@ from shared.log_key import check_signature
 from workers.audit_bundle import NoLog, agents_of, bundle, lines
 from workers.development import say
 from workers.exports import read_exported
-from workers.terminal import AsJson, Stores, fail, run, say_json, stores
+from workers.terminal import AsJson, Stores, counted, fail, run, say_json, stores
 
 MOST_TOLD = 50
 EXPORTED_BY_UP = "audit"
@@ -277,8 +277,8 @@ def _tell(report: Report, *, key_was_known: bool, as_json: bool) -> None:
         say_json(report_json(report))
         return
     say(
-        f"{_count(report.events, 'event')} of {_count(report.agents, 'agent')}, {report.leaves} of"
-        f" them in the log; {_count(report.checkpoints, 'checkpoint')},"
+        f"{counted(report.events, 'event')} of {counted(report.agents, 'agent')}, {report.leaves}"
+        f" of them in the log; {counted(report.checkpoints, 'checkpoint')},"
         f" {report.exported} exported."
     )
     for line in _remarks(report, key_was_known=key_was_known):
@@ -302,21 +302,17 @@ def _remarks(report: Report, *, key_was_known: bool) -> Iterator[str]:
         )
     if report.unsigned:
         are = "is" if report.unsigned == 1 else "are"
-        yield f"{_count(report.unsigned, 'event')} {are} not yet under a checkpoint."
+        yield f"{counted(report.unsigned, 'event')} {are} not yet under a checkpoint."
     if report.newer:
         one = report.newer == 1
         yield (
-            f"{_count(report.newer, 'exported checkpoint')} {'is' if one else 'are'} newer than"
+            f"{counted(report.newer, 'exported checkpoint')} {'is' if one else 'are'} newer than"
             f" this bundle: export again to have {'it' if one else 'them'} looked at."
         )
     if not key_was_known:
         yield "The log's key was taken on trust: give --key to know whose log this is."
     if not report.exported:
         yield "No exported checkpoints were looked at: give --checkpoints to know what was signed."
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def report_json(report: Report) -> dict[str, Any]:

@@ -224,8 +224,8 @@ def test_events_that_are_older_than_a_checkpoint_have_their_leaves(
     exported = tmp_path / "exported"
     exported.mkdir()
     told = [*before, {**last, "at": later(last["at"], hours=2)}]
-    text = "".join(json.dumps(each, separators=(",", ":"), ensure_ascii=False) + "\n" for each in told)
-    (exported / path.name).write_text(text)
+    lines = [json.dumps(each, separators=(",", ":"), ensure_ascii=False) for each in told]
+    (exported / path.name).write_text("\n".join(lines) + "\n")
     given = ("--key", kept["key"], "--checkpoints", str(exported))
     assert found(verify(kept, kept["tenant"], *given)) == set()
     forged = read(kept["tenant"])
