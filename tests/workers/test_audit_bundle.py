@@ -208,6 +208,18 @@ def test_a_bundle_that_lost_records_shows_it(
     assert "bundle" in found(result)
 
 
+def test_what_was_lost_is_counted_and_what_was_touched_is_told(
+    kept: dict[str, Any], tmp_path: Path
+) -> None:
+    thinned = read(kept["agent"])
+    drop(thinned, of(thinned, "leaf")[-1])
+    told = verify(kept, write(tmp_path / "thinned.jsonl", thinned, sealed=False)).stdout
+    assert "it was written with 6 leaf records and has 5" in told
+    touched = tmp_path / "touched.jsonl"
+    touched.write_bytes(kept["agent"].read_bytes().replace(b'"type":', b'"type": ', 1))
+    assert found(verify(kept, touched)) == {"bundle"}
+
+
 def test_what_a_forger_of_one_agents_bundle_can_hide(kept: dict[str, Any], tmp_path: Path) -> None:
     """The end record is not signed; docs/audit.md says so."""
     forged = read(kept["agent"])
