@@ -62,7 +62,7 @@ COMPONENTS: Schema = {
         {
             "agents": _COUNT,
             "policies_set": _COUNT,
-            "budget": _thing({"set": _USD, "used_usd": _USD}),
+            "budget": _thing({"set": _or_null(_USD), "used_usd": _USD}),
             "latency_p50_ms": _or_null(_COUNT),
             "breaches": _thing({"quality": _COUNT, "reliability": _COUNT}),
         }

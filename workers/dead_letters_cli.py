@@ -1,7 +1,7 @@
 """`fleet dead-letters`: look at calls that could not be finished, run them again, or end them."""
 
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any
@@ -48,6 +48,13 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say which.")]
 
 SHOWN_AT_MOST = 50
 NOT_QUEUED = "ordered; not queued yet"
+PAST = {"discard": "discarded", "replay": "replayed"}
+WHY_NOT: Mapping[str, str] = {
+    ReplayRefusal.UNKNOWN: "there is no such dead letter",
+    ReplayRefusal.NOT_DEAD: "it does not wait any more",
+    ReplayRefusal.UNREADABLE: "its request cannot be read",
+    ReplayRefusal.WORN_OUT: "it was tried too often already",
+}
 
 Act = Callable[[Stores, UUID], Awaitable[str | None]]
 
@@ -201,16 +208,22 @@ def in_bulk(name: str, act: Act, meant: list[str], dry_run: bool, yes: bool, as_
         for each in meant:
             say(each)
         say(f"{len(meant)} dead letter(s) would be affected ({name}).")
+    elif len(meant) == 1 and report.not_done:
+        fail(_not_done(name, *report.not_done.popitem()))
     else:
         for each, reason in report.not_done.items():
-            say(f"{each} not done: {reason}")
+            say(_not_done(name, each, reason))
         say(f"{name}: {len(report.done)} of {report.matched} done.")
     if report.not_done:
         raise typer.Exit(1)
 
 
+def _not_done(name: str, inference_id: str, reason: str) -> str:
+    return f"{inference_id} was not {PAST[name]}: {WHY_NOT.get(reason, reason)}."
+
+
 async def do_all(name: str, act: Act, meant: list[str], report: Report, *, quiet: bool) -> None:
-    with Progress(console=Console(stderr=True), disable=quiet) as progress:
+    with Progress(console=Console(stderr=True), disable=quiet or len(meant) == 1) as progress:
         async with stores() as opened:
             for each in progress.track(meant, description=name):
                 reason = await act(opened, UUID(each))
@@ -243,7 +256,10 @@ async def discard(opened: Stores, inference_id: UUID) -> str | None:
             session, kept, inference_id, LetterState.DISCARDED, this_operator()
         )
         await session.commit()
-    return None if closed else ReplayRefusal.NOT_DEAD.value
+        if closed:
+            return None
+        there = await read_letter(session, inference_id)
+    return (ReplayRefusal.NOT_DEAD if there is not None else ReplayRefusal.UNKNOWN).value
 
 
 def show_table(found: list[dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import orjson
@@ -28,6 +29,18 @@ T = TypeVar("T")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON, on standard output.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def given_reason(written: str) -> str:
+    """What an operator gives as a reason. Raises `typer.BadParameter` where it is none."""
+    if not written.strip():
+        raise typer.BadParameter("Say why; it is written down.")
+    return written
+
+
+NeededReason = Annotated[
+    str, typer.Option("--reason", callback=given_reason, help="Why; it is written down.")
+]
 Reason = Annotated[str, typer.Option(help="Why; it is written down.")]
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -115,7 +128,18 @@ def ask_first(question: str, yes: bool) -> None:
 
 
 def say_json(value: Any) -> None:
-    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=str).decode() + "\n")
+    told = orjson.dumps(value, option=orjson.OPT_INDENT_2, default=_as_text)
+    sys.stdout.write(told.decode() + "\n")
+
+
+def _as_text(value: Any) -> str:
+    """Amounts as plain digits: nobody reads `0E-9`."""
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 call`, `2 calls`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def fail(message: str) -> NoReturn:

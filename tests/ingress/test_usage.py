@@ -73,7 +73,7 @@ async def test_a_new_tenant_gets_honest_empties(client: httpx.AsyncClient, sign_
     assert await read(client, "/v1/caps/rollup", new) == {
         "agents": 1,
         "policies_set": 0,
-        "budget": {"set": "0.00", "used_usd": "0.00"},
+        "budget": {"set": None, "used_usd": "0.00"},
         "latency_p50_ms": None,
         "breaches": {"quality": 0, "reliability": 0},
     }
@@ -152,7 +152,7 @@ async def test_a_bound_key_sees_its_own_agents_figures(
     assert (await read(client, "/v1/usage/daily", new))["totals"]["cost_usd"] == "0.70"
     assert (await read(client, "/v1/usage/daily", mine))["totals"]["cost_usd"] == "0.30"
     rollup = await read(client, "/v1/caps/rollup", mine)
-    assert (rollup["agents"], rollup["budget"]) == (1, {"set": "0.00", "used_usd": "0.30"})
+    assert (rollup["agents"], rollup["budget"]) == (1, {"set": None, "used_usd": "0.30"})
     wallets = await read(client, "/v1/wallets", mine)
     assert [wallet["agent_id"] for wallet in wallets["wallets"]] == [second]
     for view in ("agents/{}/metrics", "ledger/{}", "wallets/{}"):
