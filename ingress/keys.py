@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import AwareDatetime, Field
 from redis.exceptions import RedisError
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -16,7 +16,7 @@ from sqlmodel import col
 from ingress.auth import Caller, current_caller, not_found, own_agent, parse_id
 from ingress.deps import Deps, get_deps, session
 from ingress.limits import default_limits
-from ingress.wire import Text, moment
+from ingress.wire import Body, Text, moment
 from shared.api_keys import (
     Key,
     KeyNotFound,
@@ -45,7 +45,7 @@ LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent_calls")
 Rate = Annotated[int, Field(ge=1, le=LARGEST_RATE)]
 
 
-class Limits(BaseModel):
+class Limits(Body):
     """What is absent is as it is for the key that asks."""
 
     requests_per_minute: Rate | None = None
@@ -53,7 +53,7 @@ class Limits(BaseModel):
     concurrent_calls: Annotated[int, Field(ge=1, le=100_000)] | None = None
 
 
-class NewKey(BaseModel):
+class NewKey(Body):
     """`agent_id` binds the key to that agent; `expires_at` has a time zone, absent is never."""
 
     agent_id: str | None = None
@@ -63,7 +63,7 @@ class NewKey(BaseModel):
     limits: Limits = Limits()
 
 
-class Rotation(BaseModel):
+class Rotation(Body):
     """For how long the older secrets work yet, in seconds."""
 
     overlap_seconds: Annotated[int, Field(ge=0, le=LONGEST_OVERLAP_S)] = 24 * 3600

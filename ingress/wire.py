@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 # Postgres has no text with a zero character in it.
 Text = Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00]*$")]
@@ -13,6 +13,13 @@ PerCallCap = Annotated[Decimal, Field(ge=Decimal("0.001"), le=100, decimal_place
 DailyCap = Annotated[Decimal, Field(ge=Decimal("0.01"), le=10_000, decimal_places=9)]
 
 _FEWEST_PLACES = 2
+
+
+class Body(BaseModel):
+    """The body of one of our own routes. A field that is not known is refused: who mistypes a
+    limit must not be given a key without one. (Dialects pass on what they do not know.)"""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 def usd(amount: Decimal) -> str:
