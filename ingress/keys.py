@@ -30,6 +30,7 @@ from shared.api_keys import (
     rotate_key,
     tell_key_changed,
 )
+from shared.domain.counting import counted
 from shared.domain.keys import Grant, Scope, excess, in_order
 from shared.domain.limits import LARGEST_RATE
 from shared.errors import Forbidden, InvalidBody
@@ -167,7 +168,7 @@ async def refuse_too_many(s: AsyncSession, caller: Caller, deps: Deps) -> None:
     )
     most = deps.settings.keys_per_tenant
     if len(await list_keys(s, caller.tenant, everything=False)) >= most:
-        raise Forbidden(f"There are {most} keys, which is as many as there may be. Revoke some.")
+        raise Forbidden(f"There may be no more than {counted(most, 'key')} that work. Revoke some.")
 
 
 def compose(body: NewKey, caller: Caller, own: Key) -> Wish:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from shared.audit_log import verifier_key
 from shared.domain.audit_bundle import RECORD, Fault, Finding, Kept, Report, Verifier
 from shared.domain.checkpoint import NoteInvalid, VerifierKey, parse_verifier_key
+from shared.domain.counting import counted
 from shared.log_key import check_signature
 from workers.audit_bundle import NoLog, agents_of, bundle
 from workers.development import say
@@ -194,11 +195,12 @@ def _tell(report: Report, *, key_was_known: bool, as_json: bool) -> None:
         say_json(report_json(report))
         return
     say(
-        f"{report.events} events of {report.agents} agents, {report.leaves} of them in the log;"
-        f" {report.checkpoints} checkpoints, {report.exported} exported ones."
+        f"{counted(report.events, 'event')} of {counted(report.agents, 'agent')},"
+        f" {report.leaves} of them in the log; {counted(report.checkpoints, 'checkpoint')},"
+        f" {counted(report.exported, 'exported one')}."
     )
     if report.unsigned:
-        say(f"{report.unsigned} events are not yet under a checkpoint.")
+        say(f"Not yet under a checkpoint: {counted(report.unsigned, 'event')}.")
     if not key_was_known:
         say("The log's key was taken on trust: give --key to know whose log this is.")
     if not report.exported:

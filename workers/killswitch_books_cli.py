@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 
 from shared.closing_statement import CSV_HEADER, find_switch, read_statement, statement_pages
+from shared.domain.counting import counted
 from shared.domain.spending import ALL, Thresholds
 from shared.domain.spreadsheet import csv_line
 from shared.killswitch import KillswitchThresholdRow
@@ -124,10 +125,11 @@ def statement_command(
         return
     say(f"{statement['id']}, {statement['scope']}: engaged {statement['engaged_at']}")
     say(f"  by {statement['engaged_by']}: {statement['reason']}")
-    say(f"  stopped {statement['stopped']['calls']} calls")
+    say(f"  stopped {counted(statement['stopped']['calls'], 'call')}")
     way = statement["under_way"]
-    say(f"  {way['calls']} were under way ({way['let_in_late']} of them let in late) and cost")
-    say(f"  {way['cost_usd']} USD; {way['running']} still run and hold {way['held_usd']} USD")
+    say(f"  under way: {counted(way['calls'], 'call')}, of which {way['let_in_late']} let in late;")
+    say(f"  they cost {way['cost_usd']} USD")
+    say(f"  {way['running']} still run and hold {way['held_usd']} USD")
     ended = statement["released_at"]
     say(f"  released {ended} by {statement['released_by']}" if ended else "  still engaged")
 

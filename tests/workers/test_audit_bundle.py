@@ -183,6 +183,6 @@ def test_whose_to_export_has_to_be_said(tmp_path: Path) -> None:
 def test_a_person_is_told_in_words(kept: dict[str, Any]) -> None:
     told = CliRunner().invoke(audit, ["verify", str(kept["all"])]).stdout
     assert "13 events of 2 agents, 12 of them in the log; 3 checkpoints, 0 exported ones." in told
-    assert "1 events are not yet under a checkpoint." in told
+    assert "Not yet under a checkpoint: 1 event." in told
     assert "taken on trust" in told
     assert "All of it holds." in told
