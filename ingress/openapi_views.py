@@ -38,7 +38,7 @@ _PURSE: Schema = {
 
 def _sums(noun: str, name: str) -> Schema:
     row = _thing({name: _TEXT, **_SPENT, "first_at": _MOMENT, "last_at": _MOMENT})
-    return _thing({noun: _list(row)})
+    return _thing({noun: _list(row), "has_more": _FLAG})
 
 
 COMPONENTS: Schema = {

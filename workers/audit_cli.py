@@ -16,11 +16,12 @@ from shared.domain.audit_bundle import RECORD, EndRecord, LogRecord, Tally
 from shared.domain.audit_findings import Fault, Finding, Kept, Report, moment
 from shared.domain.audit_verifier import Verifier
 from shared.domain.checkpoint import NoteInvalid, VerifierKey, parse_verifier_key
+from shared.domain.counting import counted
 from shared.log_key import check_signature
 from workers.audit_bundle import NoLog, agents_of, bundle, lines
 from workers.development import say
 from workers.exports import read_exported
-from workers.terminal import AsJson, Stores, counted, fail, run, say_json, stores
+from workers.terminal import AsJson, Stores, fail, run, say_json, stores
 
 MOST_TOLD = 50
 EXPORTED_BY_UP = "audit"

@@ -17,7 +17,8 @@ import typer
 
 import migrations
 from shared.catalog import seed_catalog
-from shared.config import SettingsError, StartError, read_settings
+from shared.config import VERSION, SettingsError, StartError, read_settings
+from shared.domain.counting import counted
 from shared.fleet import list_workers
 from shared.preflight import check_postgres, check_valkey, refusal
 from shared.valkey import open_valkey
@@ -57,6 +58,22 @@ main.add_typer(corrections, name="corrections")
 main.add_typer(keys, name="keys")
 main.add_typer(killswitch, name="killswitch")
 main.add_typer(ledger, name="ledger")
+
+
+def tell_version(wanted: bool) -> None:
+    if wanted:
+        say(VERSION)
+        raise typer.Exit()
+
+
+@main.callback()
+def before_all(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=tell_version, is_eager=True, help="Which one this is."),
+    ] = False,
+) -> None:
+    """Options of the command itself."""
 
 
 @main.command("up")
@@ -118,7 +135,7 @@ def seed() -> None:
     """
     with told():
         catalog = asyncio.run(seed_catalog(owner_url()))
-    say(f"The catalogue has {len(catalog.candidates)} models.")
+    say(f"The catalogue has {counted(len(catalog.candidates), 'model')}.")
 
 
 @main.command()

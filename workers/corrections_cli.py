@@ -5,8 +5,6 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from shared.domain.ledger import CorrectionOutcome
 from shared.ids import mint_id
@@ -14,7 +12,17 @@ from shared.models import TransferRow
 from shared.operators import this_operator
 from workers.corrections import Corrected, correct_transfer, list_corrections
 from workers.development import say
-from workers.terminal import AsJson, NeededReason, Yes, ask_first, fail, run, say_json, stores
+from workers.terminal import (
+    AsJson,
+    NeededReason,
+    Yes,
+    ask_first,
+    fail,
+    run,
+    say_json,
+    show_rows,
+    stores,
+)
 
 corrections = typer.Typer(
     no_args_is_help=True, help="Money that was moved by mistake: moved back, never edited."
@@ -76,11 +84,9 @@ def list_command(
     if as_json:
         say_json(found)
         return
-    table = Table("at", "amount", "corrects", "by", "tenant", "reason")
-    for each in found:
-        names = ("created_at", "amount_usd", "corrects", "id", "tenant_id", "reason")
-        table.add_row(*(each[name] or "" for name in names))
-    Console().print(table)
+    names = ("created_at", "amount_usd", "corrects", "id", "tenant_id", "reason")
+    headings = ("at", "amount", "corrects", "by", "tenant", "reason")
+    show_rows(headings, [[each[name] or "" for name in names] for each in found])
 
 
 def refusal(done: Corrected) -> str:

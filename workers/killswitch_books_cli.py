@@ -12,13 +12,14 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 
 from shared.closing_statement import CSV_HEADER, find_switch, read_statement, statement_pages
+from shared.domain.counting import counted
 from shared.domain.spending import ALL, Thresholds
 from shared.domain.spreadsheet import csv_line
 from shared.killswitch import KillswitchThresholdRow
 from shared.models import TenantRow
 from shared.operators import record_act, this_operator
 from workers.development import say
-from workers.terminal import AsJson, Stores, Yes, ask_first, counted, fail, run, say_json, stores
+from workers.terminal import AsJson, Stores, Yes, ask_first, fail, run, say_json, stores
 
 NO_THRESHOLD, AS_SET = "off", "default"
 LARGEST_USD = Decimal(10) ** 11
