@@ -11,7 +11,7 @@ from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -30,7 +30,7 @@ from ingress.cards import card_payload
 from ingress.deps import everyone, get_deps, session
 from ingress.openapi import HANDLE_TAKEN, SIGNUP
 from ingress.spend_policies import prove_caps, spend_policy
-from ingress.wire import DailyCap, Handle, PerCallCap, Text, moment, usd
+from ingress.wire import Body, DailyCap, Handle, PerCallCap, Text, moment, usd
 from shared.config import Settings
 from shared.domain.audit import AuditDraft, EventType, draft
 from shared.domain.ledger import GRANTS_ACCOUNT, TransferKind
@@ -53,7 +53,7 @@ LARGEST_METADATA = 16 * 1024
 NAME_DOMAIN = "ainfera.ai"
 
 
-class SpendPolicy(BaseModel):
+class SpendPolicy(Body):
     """The caps of an agent in US dollars; absent is unchanged, null is no cap."""
 
     per_call_cap_usd: PerCallCap | None = None
@@ -85,7 +85,7 @@ class Signup(SpendPolicy):
         return metadata
 
 
-class Registration(BaseModel):
+class Registration(Body):
     """Another agent of the caller's tenant."""
 
     tenant_id: str

@@ -35,6 +35,7 @@ from ingress.answers import failure_response
 from ingress.auth import KeyCache
 from ingress.deps import Deps
 from ingress.ends import Ends
+from ingress.field_faults import invalid_fields
 from ingress.following import Followers
 from ingress.keeping import Keeper
 from ingress.last_use import LastUse
@@ -42,12 +43,21 @@ from ingress.limits import AddressLimit, default_limits, limit_strangers
 from ingress.middleware import RequestContext
 from ingress.openapi import describe
 from ingress.relay import Relay
+from ingress.scopes import methods_at
 from shared.catalog import open_catalog
 from shared.config import VERSION, Settings, active_providers
 from shared.control import KEY_REVOKED, TENANT_POLICY, ControlListener
 from shared.db import Database
+from shared.domain.counting import listed
 from shared.domain.inference import Dialect
-from shared.errors import AinferaError, InternalError, InvalidBody, NotFound, RequestTooLarge
+from shared.errors import (
+    AinferaError,
+    InternalError,
+    InvalidBody,
+    MethodNotAllowed,
+    NotFound,
+    RequestTooLarge,
+)
 from shared.heap import settle_heap
 from shared.kept import KeptCalls
 from shared.keys import agent_key_sealer
@@ -83,7 +93,14 @@ def create_app(settings: Settings) -> FastAPI:
             yield
 
     guard = [Depends(limit_strangers)]
-    app = FastAPI(title="Ainfera API", version=VERSION, lifespan=lifespan, dependencies=guard)
+    app = FastAPI(
+        title="Ainfera API",
+        version=VERSION,
+        lifespan=lifespan,
+        dependencies=guard,
+        # an id that came out empty is a mistake, and no other path is what was meant
+        redirect_slashes=False,
+    )
     for room in ROUTERS:
         app.include_router(room.router)
     describe(app)
@@ -191,9 +208,20 @@ def warn_of_no_provider(deps: Deps) -> None:
 async def handle_error(request: Request, error: Exception) -> Response:
     """Any error as the response of the dialect the path speaks."""
     dialect = DIALECT_OF_PATH.get(request.url.path, Dialect.NATIVE)
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        return wrong_method(request, dialect)
     return failure_response(
         as_ainfera_error(error).failure(), dialect, None, request.app.state.deps
     )
+
+
+def wrong_method(request: Request, dialect: Dialect) -> Response:
+    """405 with all the methods of the path; the framework knows those of its first route."""
+    allowed = methods_at(request.url.path) or ["GET"]  # the document and its pages are read
+    error = MethodNotAllowed(f"This path takes {listed(allowed, 'and')}, not {request.method}.")
+    answer = failure_response(error.failure(), dialect, None, request.app.state.deps)
+    answer.headers["allow"] = ", ".join(allowed)
+    return answer
 
 
 def as_ainfera_error(error: Exception) -> AinferaError:
@@ -212,10 +240,3 @@ def as_ainfera_error(error: Exception) -> AinferaError:
         return refused
     log.exception("unhandled_error", exc_info=error)
     return InternalError("Something went wrong on our side; the logs have it.")
-
-
-def invalid_fields(error: RequestValidationError) -> InvalidBody:
-    """Name the first field at fault, without repeating what the client sent."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
-    return InvalidBody(f"{where or 'body'}: {first['msg']}", param=where or None)

@@ -36,7 +36,7 @@ Limit = Annotated[int, Query(ge=1)]
 async def usage_by_session(
     request: Request, caller: Mine, days: Days = 30, limit: Limit = 100, format: Format = None
 ) -> Any:
-    """The dearest sessions, at most 1,000."""
+    """The dearest sessions, at most 1,000. Calls that named no session are in none of them."""
     return await _told(request, caller, days, limit, format, "session_id", "sessions")
 
 
@@ -44,7 +44,10 @@ async def usage_by_session(
 async def usage_by_parent_agent(
     request: Request, caller: Mine, days: Days = 30, limit: Limit = 100, format: Format = None
 ) -> Any:
-    """The dearest parent agents, by the names that the client gives them; at most 1,000."""
+    """The dearest parent agents, by the names that the client gives them; at most 1,000.
+
+    Calls that named none are in no row.
+    """
     return await _told(request, caller, days, limit, format, "parent_agent_id", "parent_agents")
 
 
@@ -58,7 +61,8 @@ async def _told(
     noun: str,
 ) -> Any:
     since = midnight(datetime.now(UTC).date() - timedelta(days=days - 1))
-    bound = {**window(caller, since), "limit": min(limit, MOST_ROWS)}
+    most = min(limit, MOST_ROWS)
+    bound = {**window(caller, since), "limit": most + 1}
     async with session(get_deps(request).db, caller.tenant) as s:
         found = (await s.execute(text(_SUMS.format(column=column)), bound)).all()
     rows = [
@@ -69,12 +73,17 @@ async def _told(
             "first_at": moment(row.first_at),
             "last_at": moment(row.last_at),
         }
-        for row in found
+        for row in found[:most]
     ]
     if not wants_csv(request, format):
-        return {noun: rows}
+        return {noun: rows, "has_more": len(found) > most}
     cells = [
         (row[column], row["calls"], Decimal(row["cost_usd"]), row["first_at"], row["last_at"])
         for row in rows
     ]
-    return as_csv(f"usage-by-{noun}", (column, "calls", "cost_usd", "first_at", "last_at"), cells)
+    name = request.url.path.removeprefix("/v1/").replace("/", "-")
+    return as_csv(
+        name,
+        (column, "calls", "cost_usd", "first_at", "last_at"),
+        cells,
+    )

@@ -76,7 +76,9 @@ class Caller:
         """
         if self.agent_id is None:
             raise InvalidBody(
-                "agent_id: the key has no default agent, so name one.", param="agent_id"
+                "agent_id: the key has no default agent, so name one: as `agent_id` in the body "
+                "or in the header X-Ainfera-Agent-Id.",
+                param="agent_id",
             )
         if not self.active:
             raise Forbidden("The agent is not active.")

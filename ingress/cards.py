@@ -6,13 +6,13 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, Field
+from pydantic import Field
 from sqlalchemy import select
 from sqlmodel import col
 
 from ingress.auth import Caller, current_caller, own_agent
 from ingress.deps import Deps, everyone, get_deps, session
-from ingress.wire import moment
+from ingress.wire import Body, moment
 from shared.config import Settings
 from shared.keys import CardInvalid, agent_key_sealer, read_card, sign_card, verify_card
 from shared.models import AgentRow
@@ -22,7 +22,7 @@ router = APIRouter()
 LONGEST_CARD = 16 * 1024
 
 
-class Card(BaseModel):
+class Card(Body):
     jws: Annotated[str, Field(max_length=LONGEST_CARD)]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, Field
+from pydantic import Field
 from redis.exceptions import RedisError
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -16,7 +16,7 @@ from sqlmodel import col
 from ingress.auth import Caller, current_caller, not_found, own_agent, parse_id
 from ingress.deps import Deps, get_deps, session
 from ingress.limits import default_limits
-from ingress.wire import AwareMoment, Text, moment
+from ingress.wire import AwareMoment, Body, Text, moment
 from shared.api_keys import (
     Key,
     KeyNotFound,
@@ -32,6 +32,7 @@ from shared.api_keys import (
     rotate_key,
     tell_key_changed,
 )
+from shared.domain.counting import counted
 from shared.domain.keys import Grant, Scope, excess, in_order
 from shared.domain.limits import LARGEST_RATE
 from shared.errors import Forbidden, InvalidBody
@@ -48,7 +49,7 @@ LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent_calls")
 Rate = Annotated[int, Field(ge=1, le=LARGEST_RATE)]
 
 
-class Limits(BaseModel):
+class Limits(Body):
     """What is absent is as it is for the key that asks."""
 
     requests_per_minute: Rate | None = None
@@ -56,7 +57,7 @@ class Limits(BaseModel):
     concurrent_calls: Annotated[int, Field(ge=1, le=100_000)] | None = None
 
 
-class NewKey(BaseModel):
+class NewKey(Body):
     """`agent_id` binds the key to that agent; `expires_at` has a time zone, absent is never."""
 
     agent_id: str | None = None
@@ -66,7 +67,7 @@ class NewKey(BaseModel):
     limits: Limits = Limits()
 
 
-class Rotation(BaseModel):
+class Rotation(Body):
     """For how long the older secrets work yet, in seconds."""
 
     overlap_seconds: Annotated[int, Field(ge=0, le=LONGEST_OVERLAP_S)] = 24 * 3600
@@ -193,7 +194,7 @@ async def refuse_too_many(s: AsyncSession, caller: Caller, deps: Deps) -> None:
     )
     most = deps.settings.keys_per_tenant
     if await count_keys(s, caller.tenant) >= most:
-        raise Forbidden(f"There are {most} keys, which is as many as there may be. Revoke some.")
+        raise Forbidden(f"There may be no more than {counted(most, 'key')} that work. Revoke some.")
 
 
 def compose(body: NewKey, caller: Caller, own: Key) -> Wish:

@@ -19,6 +19,7 @@ from ingress.auth import Caller
 from ingress.deps import get_deps
 from ingress.scopes import Open, access_of
 from shared.config import Settings
+from shared.domain.counting import counted
 from shared.domain.estimate import estimate_input_tokens
 from shared.domain.inference import Dialect, InferenceRequest
 from shared.domain.limits import (
@@ -134,7 +135,7 @@ class AddressLimit:
             self._buckets.popitem(last=False)
         if wait:
             raise RateLimited(
-                f"No more than {self._rate} such requests a minute from one address.",
+                f"No more than {counted(self._rate, 'such request')} a minute from one address.",
                 retry_after=wait / 1_000_000,
             )
 

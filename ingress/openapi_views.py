@@ -38,7 +38,7 @@ _PURSE: Schema = {
 
 def _sums(noun: str, name: str) -> Schema:
     row = _thing({name: _TEXT, **_SPENT, "first_at": _MOMENT, "last_at": _MOMENT})
-    return _thing({noun: _list(row)})
+    return _thing({noun: _list(row), "has_more": _FLAG})
 
 
 COMPONENTS: Schema = {
@@ -62,7 +62,7 @@ COMPONENTS: Schema = {
         {
             "agents": _COUNT,
             "policies_set": _COUNT,
-            "budget": _thing({"set": _USD, "used_usd": _USD}),
+            "budget": _thing({"set": _or_null(_USD), "used_usd": _USD}),
             "latency_p50_ms": _or_null(_COUNT),
             "breaches": _thing({"quality": _COUNT, "reliability": _COUNT}),
         }

@@ -9,11 +9,11 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 from redis.exceptions import RedisError
 
 from ingress.auth import require_internal
 from ingress.deps import Deps, everyone, get_deps
+from ingress.wire import Body
 from shared.errors import NotFound, Overloaded, Unavailable
 from shared.fleet import (
     NoSuchWorker,
@@ -71,7 +71,7 @@ async def ready(request: Request) -> JSONResponse:
 # -- the fleet, for those who drive it --------------------------------------------------------
 
 
-class Target(BaseModel):
+class Target(Body):
     """Which worker is meant: its id, or how that begins, or `all`."""
 
     worker: str

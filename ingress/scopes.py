@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Final
 
+from starlette.routing import compile_path
 from starlette.types import Scope as Connection
 
+from shared.domain.counting import listed
 from shared.domain.keys import Scope, in_order
 
 
@@ -109,5 +111,12 @@ def access_of(connection: Connection) -> Access:
 
 def named(scopes: frozenset[Scope], last: str) -> str:
     """Scopes in words: `call` or `read`."""
-    told = [f"`{each}`" for each in in_order(scopes)]
-    return f" {last} ".join([", ".join(told[:-1]), told[-1]] if len(told) > 1 else told)
+    return listed([f"`{each}`" for each in in_order(scopes)], last)
+
+
+_PATTERNS = tuple((compile_path(path)[0], method) for method, path in ROUTES)
+
+
+def methods_at(path: str) -> list[str]:
+    """The methods of all routes that lie at a path, in alphabetical order."""
+    return sorted({method for pattern, method in _PATTERNS if pattern.match(path)})

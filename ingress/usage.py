@@ -22,7 +22,7 @@ from ingress.auth import Caller, current_caller, own_agent
 from ingress.deps import get_deps, session
 from ingress.openapi import view
 from ingress.spreadsheet import Format, as_csv, wants_csv
-from ingress.wire import usd
+from ingress.wire import cap, usd
 
 router = APIRouter()
 
@@ -83,7 +83,7 @@ _ROLLUP = text(
 SELECT count(*) AS agents,
        count(*) FILTER (WHERE a.per_call_cap_usd IS NOT NULL OR a.daily_cap_usd IS NOT NULL)
          AS policies_set,
-       coalesce(sum(a.daily_cap_usd), 0) AS budget_set,
+       sum(a.daily_cap_usd) AS budget_set,
        coalesce(sum(w.spent_today) FILTER (WHERE w.spent_day = :today), 0) AS used,
        (SELECT array[percentile_disc(0.5) WITHIN GROUP (ORDER BY o.observed_latency_ms),
                      count(*) FILTER (WHERE o.outcome_status = 'rejected_floor'),
@@ -147,7 +147,12 @@ def _daily_csv(days: list[dict[str, Any]]) -> Response:
 
 @router.get("/v1/caps/rollup", openapi_extra=view("CapsRollup"))
 async def caps_rollup(request: Request, caller: Mine) -> dict[str, Any]:
-    """The agents' caps, what was settled today (UTC), and how the last 24 hours went."""
+    """The agents' caps, what was settled today (UTC), and how the last 24 hours went.
+
+    `budget.set` is the sum of the agents' daily caps, null where none has one. `breaches` counts
+    the routed calls of 24 hours that got no answer: `quality` those for which no model cleared the
+    floor (`rejected_floor`), `reliability` those that failed (`failed_*`).
+    """
     now = datetime.now(UTC)
     bound = {**window(caller, now - timedelta(hours=WINDOW_HOURS)), "today": now.date()}
     async with session(get_deps(request).db, caller.tenant) as s:
@@ -156,7 +161,7 @@ async def caps_rollup(request: Request, caller: Mine) -> dict[str, Any]:
     return {
         "agents": row.agents,
         "policies_set": row.policies_set,
-        "budget": {"set": usd(row.budget_set), "used_usd": usd(row.used)},
+        "budget": {"set": cap(row.budget_set), "used_usd": usd(row.used)},
         "latency_p50_ms": latency,
         "breaches": {"quality": below_floor, "reliability": failed},
     }

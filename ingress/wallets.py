@@ -7,7 +7,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, Field
+from pydantic import Field
 from sqlalchemy import RowMapping, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
@@ -17,7 +17,7 @@ from ingress.auth import Caller, current_caller, is_internal, not_found, own_age
 from ingress.deps import everyone, get_deps, session
 from ingress.openapi import INTERNAL_OR_OWN_KEY, view
 from ingress.spreadsheet import Format, as_csv, wants_csv
-from ingress.wire import usd
+from ingress.wire import Body, usd
 from shared.domain.audit import EventType, draft
 from shared.domain.ledger import TOPUPS_ACCOUNT, TransferKind, TransferOutcome
 from shared.errors import Forbidden, IdempotencyConflict
@@ -31,7 +31,7 @@ LARGEST_TOPUP = 100_000
 TOPUP_PATH = "/v1/wallets/topup"
 
 
-class Topup(BaseModel):
+class Topup(Body):
     agent_id: str
     amount_usd: Annotated[Decimal, Field(gt=0, le=LARGEST_TOPUP, decimal_places=9)]
 

@@ -4,7 +4,14 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated
 
-from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
 
 # Postgres has no text with a zero character in it.
 Text = Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00]*$")]
@@ -26,6 +33,13 @@ def in_utc(at: datetime) -> datetime:
 
 Moment = Annotated[datetime, AfterValidator(in_utc)]
 AwareMoment = Annotated[AwareDatetime, AfterValidator(in_utc)]
+
+
+class Body(BaseModel):
+    """The body of one of our own routes. A field that is not known is refused: who mistypes a
+    limit must not be given a key without one. (Dialects pass on what they do not know.)"""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 def usd(amount: Decimal) -> str:

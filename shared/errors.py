@@ -2,6 +2,7 @@
 
 AinferaError
 ├── InvalidBody             400  invalid_request
+│   └── MethodNotAllowed      405  invalid_request
 ├── MissingSignatureHeader  400  missing_signature_header
 ├── Unauthorized
 │   ├── InvalidApiKey       401  invalid_api_key
@@ -67,6 +68,10 @@ class AinferaError(Exception):
 
 class InvalidBody(AinferaError):
     status, code = 400, "invalid_request"
+
+
+class MethodNotAllowed(InvalidBody):
+    status = 405
 
 
 class MissingSignatureHeader(AinferaError):

@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
 from shared.config import Settings
+from shared.domain.counting import counted
 from shared.domain.inference import Dialect
 from shared.errors import AinferaError, Draining, Overloaded, RateLimited
 from shared.lanes import ENQUEUE, GIVE_UP, STOP, QueueKeys
@@ -115,9 +116,9 @@ def over_limit(standing: Standing) -> RateLimited:
     """The refusal of a call that its key's limits do not admit; it says when they will."""
     limits = standing.limits
     allowed = {
-        "requests": f"make {limits.requests_per_minute} requests a minute",
-        "tokens": f"use {limits.tokens_per_minute} tokens a minute",
-        "calls": f"have {limits.concurrent_calls} calls at a time",
+        "requests": f"make {counted(limits.requests_per_minute, 'request')} a minute",
+        "tokens": f"use {counted(limits.tokens_per_minute, 'token')} a minute",
+        "calls": f"have {counted(limits.concurrent_calls, 'call')} at a time",
     }
     return RateLimited(
         f"This key may {allowed[standing.refused or 'requests']}; nothing was charged.",

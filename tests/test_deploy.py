@@ -375,6 +375,15 @@ def test_workers_are_scaled_by_numbers_that_exist() -> None:
     assert key["key"] == Settings.model_fields["internal_key"].validation_alias
 
 
+@pytest.mark.parametrize("said", ["", "AINFERA_MASTER_KEY=only\n"])
+def test_secrets_that_are_not_all_there_are_not_written(said: str, tmp_path: Path) -> None:
+    script = shutil.copy(DEPLOY / "kubernetes/overlays/dev/secrets.sh", tmp_path)
+    done = subprocess.run([script], input=said, text=True, capture_output=True)
+    assert done.returncode == 2
+    assert "fleet secrets --compose | " in done.stderr
+    assert [each.name for each in tmp_path.iterdir()] == ["secrets.sh"]
+
+
 # -- the overlays, built ------------------------------------------------------------------------
 
 

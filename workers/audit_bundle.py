@@ -8,13 +8,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from itertools import pairwise
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from shared.audit_log import (
     AuditCheckpointRow,
     AuditLeafRow,
+    AuditLoggedRow,
     find_stored,
     newest_checkpoint,
     verifier_key,
@@ -27,6 +28,7 @@ from shared.domain.audit_bundle import (
     LeafRecord,
     LogRecord,
     Record,
+    Tally,
 )
 from shared.domain.checkpoint import encode
 from shared.domain.merkle import (
@@ -52,13 +54,31 @@ async def bundle(db: Database, agents: Sequence[UUID] | None) -> AsyncGenerator[
         key = await verifier_key(s)
         if key is None:
             raise NoLog("No checkpoint was signed yet; the books worker signs them.")
-        yield LogRecord(key=str(key), everything=agents is None)
+        at = await s.scalar(select(func.now()))
+        newest = await newest_checkpoint(s)
+        assert at is not None
+        yield LogRecord(
+            key=str(key),
+            everything=agents is None,
+            at=at.isoformat(),
+            size=newest.size if newest is not None else 0,
+        )
         async for checkpoint in _checkpoints(s, proven=agents is not None):
             yield checkpoint
         async for chained in _chains(s, agents):
             yield chained
         async for leaf in _every_leaf(s) if agents is None else _proven_leaves(s, agents):
             yield leaf
+
+
+async def lines(records: AsyncIterator[Record]) -> AsyncGenerator[bytes]:
+    """A bundle as a file has it, to its end record."""
+    tally = Tally()
+    async for record in records:
+        line = record.model_dump_json().encode() + b"\n"
+        tally.add(record, line)
+        yield line
+    yield tally.end().model_dump_json().encode() + b"\n"
 
 
 async def agents_of(db: Database, tenant_id: UUID) -> list[UUID]:
@@ -97,24 +117,28 @@ async def _chains(
     s: AsyncSession, agents: Sequence[UUID] | None
 ) -> AsyncIterator[EventRecord | HeadRecord]:
     """Each chain and its head; a chain without a head and a head without a chain, too."""
-    heads_query, query = select(AuditHeadRow), select(AuditEventRow)
+    logged = func.coalesce(col(AuditLoggedRow.seq), 0)
+    heads_query = select(AuditHeadRow, logged).outerjoin(
+        AuditLoggedRow, col(AuditLoggedRow.agent_id) == col(AuditHeadRow.agent_id)
+    )
+    query = select(AuditEventRow)
     if agents is not None:
         heads_query = heads_query.where(col(AuditHeadRow.agent_id).in_(agents))
         query = query.where(col(AuditEventRow.agent_id).in_(agents))
-    heads = {row.agent_id: row for row in await s.scalars(heads_query)}
+    heads = {row.agent_id: _head(row, seq) for row, seq in await s.execute(heads_query)}
     query = query.order_by(col(AuditEventRow.agent_id), col(AuditEventRow.seq))
     of: UUID | None = None
     async for event in await s.stream_scalars(query.execution_options(yield_per=READ_AT_ONCE)):
         if of is not None and of != event.agent_id and (head := heads.pop(of, None)):
-            yield _head(head)
+            yield head
         of = event.agent_id
         yield _event(event)
         s.expunge(event)
     if of is not None and of in heads:
-        yield _head(heads.pop(of))
+        yield heads.pop(of)
     for head in heads.values():
         if head.seq:
-            yield _head(head)
+            yield head
 
 
 def _event(row: AuditEventRow) -> EventRecord:
@@ -128,8 +152,8 @@ def _event(row: AuditEventRow) -> EventRecord:
     )
 
 
-def _head(row: AuditHeadRow) -> HeadRecord:
-    return HeadRecord(agent_id=str(row.agent_id), seq=row.seq, hash=row.hash)
+def _head(row: AuditHeadRow, logged: int) -> HeadRecord:
+    return HeadRecord(agent_id=str(row.agent_id), seq=row.seq, hash=row.hash, logged=logged)
 
 
 def _leaf(row: AuditLeafRow, proof: list[str]) -> LeafRecord:

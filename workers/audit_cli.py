@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,10 +12,13 @@ import typer
 from pydantic import ValidationError
 
 from shared.audit_log import verifier_key
-from shared.domain.audit_bundle import RECORD, Fault, Finding, Kept, Report, Verifier
+from shared.domain.audit_bundle import RECORD, EndRecord, LogRecord, Tally
+from shared.domain.audit_findings import Fault, Finding, Kept, Report, moment
+from shared.domain.audit_verifier import Verifier
 from shared.domain.checkpoint import NoteInvalid, VerifierKey, parse_verifier_key
+from shared.domain.counting import counted
 from shared.log_key import check_signature
-from workers.audit_bundle import NoLog, agents_of, bundle
+from workers.audit_bundle import NoLog, agents_of, bundle, lines
 from workers.development import say
 from workers.exports import read_exported
 from workers.terminal import AsJson, Stores, fail, run, say_json, stores
@@ -74,6 +77,13 @@ def verify_command(
     ] = None,
     checkpoints: Checkpoints = None,
     key: Key = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="The bundle was asked for after the newest of --checkpoints: it has to reach it.",
+        ),
+    ] = False,
     live: Annotated[
         bool, typer.Option("--live", help="The database itself, with what it exported here.")
     ] = False,
@@ -82,55 +92,129 @@ def verify_command(
     """Check a bundle, offline, or the database. Exits with 1 if anything is wrong.
 
     Without --key the bundle's own key is believed; without --checkpoints nobody would notice
-    that it was rewritten as a whole by who has that key.
+    that it was rewritten as a whole by who has that key. Checkpoints that are newer than the
+    bundle say nothing against it, unless --strict. What is no bundle at all ends with 2.
 
     Example: fleet audit verify agent.jsonl --key "$KEY" --checkpoints ./checkpoints
     """
     if live == (file is not None):
         raise typer.BadParameter("Give a bundle's file, or --live.")
+    if strict and checkpoints is None:
+        raise typer.BadParameter("--strict needs --checkpoints.")
     known = _known_key(key)
     if file is not None:
-        report = verify_file(file, known, checkpoints)
+        try:
+            report = verify_file(file, known, checkpoints, strict=strict)
+        except NoBundle as error:
+            sys.stderr.write(f"{file} is no bundle: {error}.\n")
+            raise typer.Exit(2) from None
     else:
         report = run(_verify_live(known, checkpoints))
+    if checkpoints is not None and not report.exported:
+        nothing = f"no exported checkpoints were found in {checkpoints}"
+        report.findings.append(Finding(Fault.EXPORTED, nothing))
     _tell(report, key_was_known=known is not None, as_json=as_json)
     if not report.valid:
         raise typer.Exit(1)
 
 
-def verify_file(file: Path, key: VerifierKey | None, checkpoints: Path | None) -> Report:
-    """Check a bundle; nothing but the file and the kept checkpoints is read."""
-    verifier, faults = _verifier(key, checkpoints)
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = RECORD.validate_json(line)
-            except ValidationError:
-                faults.append(Finding(Fault.BUNDLE, f"line {number} is no record of a bundle"))
-                continue
+class NoBundle(Exception):
+    """Nothing that could be checked; the message says why."""
+
+
+def verify_file(
+    file: Path, key: VerifierKey | None, checkpoints: Path | None, *, strict: bool = False
+) -> Report:
+    """Check a bundle; nothing but the file and the kept checkpoints is read. Raises `NoBundle`."""
+    verifier, faults = _verifier(key, checkpoints, reach=strict)
+    reading = _Reading()
+    with file.open("rb") as opened:
+        for line in opened:
+            reading.read(line, verifier)
+    faults += reading.close()
+    report = _closed(verifier, faults)
+    report.whole = reading.has_end
+    return report
+
+
+class _Reading:
+    """The lines of a bundle, held against what its end record says of them."""
+
+    def __init__(self) -> None:
+        self._tally = Tally()
+        self._lines = 0
+        self._records = 0
+        self._broken_off = False
+        self._ends_itself = False
+        self.has_end = False
+        self._faults: list[Finding] = []
+
+    def read(self, line: bytes, verifier: Verifier) -> None:
+        self._lines += 1
+        self._broken_off = not line.endswith(b"\n")
+        try:
+            record = RECORD.validate_json(line)
+        except ValidationError:
+            self._find(f"line {self._lines} is no record of a bundle")
+            return
+        self._records += 1
+        if self.has_end:
+            self._find(f"line {self._lines} is behind the bundle's end")
+        if isinstance(record, LogRecord):
+            self._ends_itself = record.version > 1
+        if isinstance(record, EndRecord):
+            self.has_end = True
+            self._check_end(record)
+        else:
+            self._tally.add(record, line)
             verifier.take(record)
-    return _closed(verifier, faults)
+
+    def close(self) -> list[Finding]:
+        """What was found of the file. Raises `NoBundle`."""
+        if not self._lines:
+            raise NoBundle("it is empty")
+        if self._broken_off:
+            raise NoBundle(f"it breaks off in the middle of line {self._lines}")
+        if not self._records:
+            raise NoBundle("it has no record of one")
+        if self._ends_itself and not self.has_end:
+            self._find(f"it breaks off after line {self._lines}: its end record is missing")
+        return self._faults
+
+    def _check_end(self, told: EndRecord) -> None:
+        there = self._tally.end()
+        for name in sorted(told.records.keys() | there.records.keys()):
+            had, has = told.records.get(name, 0), there.records.get(name, 0)
+            if had != has:
+                self._find(f"it was written with {had} {name} records and has {has}")
+        if told.digest != there.digest:
+            self._find("its lines are not those that its end record was written over")
+
+    def _find(self, what: str) -> None:
+        self._faults.append(Finding(Fault.BUNDLE, what))
 
 
 async def verify_live(stores: Stores, key: VerifierKey | None, checkpoints: Path | None) -> Report:
     """Check all of the database's chains and its log. Raises `NoLog`."""
     # what was exported is read first: whatever is signed meanwhile is not missed then
-    verifier, faults = _verifier(key, checkpoints)
+    verifier, faults = _verifier(key, checkpoints, reach=True)
     async with aclosing(bundle(stores.db, None)) as records:
         async for record in records:
             verifier.take(record)
     return _closed(verifier, faults)
 
 
-def _verifier(key: VerifierKey | None, checkpoints: Path | None) -> tuple[Verifier, list[Finding]]:
+def _verifier(
+    key: VerifierKey | None, checkpoints: Path | None, *, reach: bool
+) -> tuple[Verifier, list[Finding]]:
     exported = list(read_exported(checkpoints)) if checkpoints is not None else []
     faults = [
         Finding(Fault.EXPORTED, f"{each.where} {each.fault}")
         for each in exported
         if each.fault is not None
     ]
-    kept = [Kept(each.where, each.note) for each in exported]
-    return Verifier(check_signature, key, kept), faults
+    kept = [Kept(each.where, each.note, moment(each.at)) for each in exported]
+    return Verifier(check_signature, key, kept, reach=reach), faults
 
 
 def _closed(verifier: Verifier, faults: Sequence[Finding]) -> Report:
@@ -156,8 +240,8 @@ async def _export(file: Path, agent: UUID | None, tenant: UUID | None) -> int:
         out = sys.stdout.buffer if str(file) == "-" else file.open("wb")
         try:
             async with aclosing(bundle(opened.db, agents)) as records:
-                async for record in records:
-                    out.write(record.model_dump_json().encode() + b"\n")
+                async for line in lines(records):
+                    out.write(line)
                     written += 1
         except NoLog as error:
             fail(str(error))
@@ -194,27 +278,50 @@ def _tell(report: Report, *, key_was_known: bool, as_json: bool) -> None:
         say_json(report_json(report))
         return
     say(
-        f"{report.events} events of {report.agents} agents, {report.leaves} of them in the log;"
-        f" {report.checkpoints} checkpoints, {report.exported} exported ones."
+        f"{counted(report.events, 'event')} of {counted(report.agents, 'agent')}, {report.leaves}"
+        f" of them in the log; {counted(report.checkpoints, 'checkpoint')},"
+        f" {report.exported} exported."
     )
-    if report.unsigned:
-        say(f"{report.unsigned} events are not yet under a checkpoint.")
-    if not key_was_known:
-        say("The log's key was taken on trust: give --key to know whose log this is.")
-    if not report.exported:
-        say("No exported checkpoints were looked at: give --checkpoints to know what was signed.")
+    for line in _remarks(report, key_was_known=key_was_known):
+        say(line)
     for finding in report.findings[:MOST_TOLD]:
         say(f"WRONG ({finding.fault}): {finding.what}")
     if len(report.findings) > MOST_TOLD:
         say(f"... and {len(report.findings) - MOST_TOLD} more.")
-    say("All of it holds." if report.valid else "It does not hold.")
+    holds = "All of it holds." if report.whole else "What is in it holds."
+    say(holds if report.valid else "It does not hold.")
+
+
+def _remarks(report: Report, *, key_was_known: bool) -> Iterator[str]:
+    """What to know of a verification besides what is wrong."""
+    if report.made_at is not None:
+        yield f"Made at {report.made_at}; it reaches the checkpoint of {report.size} leaves."
+    if not report.whole:
+        yield (
+            "It has no end record, so it cannot be told whether its end is missing: bundles of"
+            " older versions have none; export again."
+        )
+    if report.unsigned:
+        are = "is" if report.unsigned == 1 else "are"
+        yield f"{counted(report.unsigned, 'event')} {are} not yet under a checkpoint."
+    if report.newer:
+        one = report.newer == 1
+        yield (
+            f"{counted(report.newer, 'exported checkpoint')} {'is' if one else 'are'} newer than"
+            f" this bundle: export again to have {'it' if one else 'them'} looked at."
+        )
+    if not key_was_known:
+        yield "The log's key was taken on trust: give --key to know whose log this is."
+    if not report.exported:
+        yield "No exported checkpoints were looked at: give --checkpoints to know what was signed."
 
 
 def report_json(report: Report) -> dict[str, Any]:
     """The report of a verification, as `--json` prints it."""
-    counts = ("agents", "events", "leaves", "checkpoints", "exported", "unsigned")
+    counts = ("agents", "events", "leaves", "checkpoints", "exported", "unsigned", "newer")
+    told = ("made_at", "size", "whole")
     return {
         "valid": report.valid,
-        **{name: getattr(report, name) for name in counts},
+        **{name: getattr(report, name) for name in (*counts, *told)},
         "findings": [{"found_by": each.fault, "what": each.what} for each in report.findings],
     }

@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared.domain.ledger import ZERO, Caps, DrainProof, Wallet, drain_proof
@@ -14,6 +14,15 @@ from shared.operators import record_act
 _SET = text(
     "SELECT c.*, (clock_timestamp() AT TIME ZONE 'UTC')::date AS day"
     " FROM set_tenant_cap(:tenant, :cap) c"
+)
+_SHOW = text(
+    """
+SELECT t.daily_cap_usd AS cap, d.day, count(w.id) AS agents, coalesce(sum(w.held), 0) AS held,
+       coalesce(sum(w.spent_today) FILTER (WHERE w.spent_day = d.day), 0) AS spent
+  FROM tenants t LEFT JOIN accounts w ON w.tenant_id = t.id,
+       (SELECT (clock_timestamp() AT TIME ZONE 'UTC')::date AS day) d
+ WHERE t.id = :tenant GROUP BY t.id, d.day
+"""
 )
 
 
@@ -60,10 +69,20 @@ async def set_tenant_cap(
     row = (await session.execute(_SET, {"tenant": tenant_id, "cap": cap})).one_or_none()
     if row is None:
         return None
-    whole = Wallet(row.spent + row.held, row.held, row.spent, row.day)
-    proof = drain_proof(whole, row.held, Caps(daily=row.cap), row.day)
-    found = TenantCap(row.cap, row.before, row.spent, row.held, row.agents, proof)
+    found = _tenant_cap(row, row.before)
     await record_act(
         session, "cap.tenant", str(tenant_id), actor=actor, reason=reason, **found.as_json()
     )
     return found
+
+
+async def read_tenant_cap(session: AsyncSession, tenant_id: UUID) -> TenantCap | None:
+    """A tenant's cap and what counts against it, with nothing locked; None for an unknown one."""
+    row = (await session.execute(_SHOW, {"tenant": tenant_id})).one_or_none()
+    return None if row is None else _tenant_cap(row, row.cap)
+
+
+def _tenant_cap(row: Row[Any], before: Decimal | None) -> TenantCap:
+    whole = Wallet(row.spent + row.held, row.held, row.spent, row.day)
+    proof = drain_proof(whole, row.held, Caps(daily=row.cap), row.day)
+    return TenantCap(row.cap, before, row.spent, row.held, row.agents, proof)

@@ -7,7 +7,7 @@ from uuid import UUID
 import typer
 
 from shared.operators import this_operator
-from workers.caps import TenantCap, set_tenant_cap
+from workers.caps import TenantCap, read_tenant_cap, set_tenant_cap
 from workers.corrections_cli import dollars
 from workers.development import say
 from workers.terminal import AsJson, Reason, Yes, ask_first, fail, run, say_json, stores
@@ -15,14 +15,29 @@ from workers.terminal import AsJson, Reason, Yes, ask_first, fail, run, say_json
 caps = typer.Typer(no_args_is_help=True, help="Caps on what a whole tenant spends.")
 
 
-@caps.callback()
-def group() -> None:
-    """A group of commands, though there is one: agents' own caps are set over HTTP."""
+TenantId = Annotated[UUID, typer.Argument(help="The tenant's id.")]
+
+
+@caps.command("show")
+def show_command(tenant: TenantId, as_json: AsJson = False) -> None:
+    """Show a tenant's cap, and what counts against it today (UTC).
+
+    Agents' own caps are over HTTP: GET /v1/agents/{id}, GET /v1/caps/rollup.
+
+    Example: fleet caps show 0199…
+    """
+    found = run(read(tenant))
+    if as_json:
+        told = found.as_json()
+        del told["before_usd"]  # nothing was changed
+        say_json({"tenant_id": str(tenant), **told})
+        return
+    say(sentence(tenant, found))
 
 
 @caps.command("tenant")
 def tenant_command(
-    tenant: Annotated[UUID, typer.Argument(help="The tenant's id.")],
+    tenant: TenantId,
     daily: Annotated[
         str | None, typer.Option(metavar="USD", help="What it may spend in a day (UTC).")
     ] = None,
@@ -39,15 +54,26 @@ def tenant_command(
     Example: fleet caps tenant 0199… --daily 50
     """
     if (daily is None) is not lift:
-        raise typer.BadParameter("Give --daily, or --lift.")
+        raise typer.BadParameter("Give --daily, or --lift. (`fleet caps show` tells what is set.)")
     cap = dollars(daily)
-    ask_first(f"{'Lift the cap' if lift else f'Cap the day at {cap} USD'} of tenant {tenant}?", yes)
+    act = "Lift the cap" if cap is None else f"Cap the day at {cap:f} USD"
+    ask_first(f"{act} of tenant {tenant}?", yes)
     found = run(changed(tenant, cap, reason))
     if as_json:
         say_json({"tenant_id": str(tenant), **found.as_json()})
         return
+    say(sentence(tenant, found))
+
+
+def sentence(tenant: UUID, found: TenantCap) -> str:
     told = "has no cap" if found.cap is None else f"may spend {found.cap:f} USD in a day (UTC)"
-    say(f"Tenant {tenant} {told}; {found.settled:f} settled today, {found.held:f} held.")
+    return f"Tenant {tenant} {told}; {found.settled:.9f} settled today, {found.held:.9f} held."
+
+
+async def read(tenant: UUID) -> TenantCap:
+    async with stores() as opened, opened.db.everyone() as session:
+        found = await read_tenant_cap(session, tenant)
+    return found if found is not None else fail(f"There is no tenant {tenant}.")
 
 
 async def changed(tenant: UUID, cap: Decimal | None, reason: str) -> TenantCap:

@@ -17,7 +17,8 @@ import typer
 
 import migrations
 from shared.catalog import seed_catalog
-from shared.config import SettingsError, StartError, read_settings
+from shared.config import VERSION, SettingsError, StartError, read_settings
+from shared.domain.counting import counted
 from shared.fleet import list_workers
 from shared.preflight import check_postgres, check_valkey, refusal
 from shared.valkey import open_valkey
@@ -63,6 +64,22 @@ main.add_typer(learning, name="learning")
 main.add_typer(ledger, name="ledger")
 main.add_typer(policy, name="policy")
 main.add_typer(receipt, name="receipt")
+
+
+def tell_version(wanted: bool) -> None:
+    if wanted:
+        say(VERSION)
+        raise typer.Exit()
+
+
+@main.callback()
+def before_all(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=tell_version, is_eager=True, help="Which one this is."),
+    ] = False,
+) -> None:
+    """Options of the command itself."""
 
 
 @main.command("up")
@@ -124,7 +141,7 @@ def seed() -> None:
     """
     with told():
         catalog = asyncio.run(seed_catalog(owner_url()))
-    say(f"The catalogue has {len(catalog.candidates)} models.")
+    say(f"The catalogue has {counted(len(catalog.candidates), 'model')}.")
 
 
 @main.command()

@@ -1,7 +1,7 @@
 """Money that was moved by mistake, moved back: always by another transfer, never by an edit."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -25,7 +25,8 @@ class Corrected:
     """What became of a correction; money in US dollars.
 
     `remaining` is what can still be taken back of the transfer, `balance` the wallet's, None where
-    no wallet is concerned.
+    no wallet is concerned. `taken_back_by` are the transfers by which all of it was taken back
+    before, where that is why this one was not made.
     """
 
     outcome: CorrectionOutcome
@@ -33,6 +34,7 @@ class Corrected:
     amount: Decimal | None
     remaining: Decimal | None
     balance: Decimal | None
+    taken_back_by: tuple[UUID, ...] = ()
 
 
 async def correct_transfer(
@@ -49,6 +51,8 @@ async def correct_transfer(
     bound = {"id": id, "corrects": corrects, "amount": amount, "memo": reason or None}
     row = (await session.execute(_CORRECT, bound)).one()
     done = Corrected(CorrectionOutcome(row.result), id, row.amount, row.remaining, row.balance)
+    if done.outcome is CorrectionOutcome.EXCEEDS_TRANSFER and not done.remaining:
+        return replace(done, taken_back_by=await _taken_back_by(session, corrects))
     if done.outcome is not CorrectionOutcome.CREATED:
         return done
     told: dict[str, Any] = {
@@ -64,6 +68,12 @@ async def correct_transfer(
         await session.execute(_APPEND, {"batch": batch})
     await record_act(session, "transfer.correct", str(corrects), actor=actor, reason=reason, **told)
     return done
+
+
+async def _taken_back_by(session: AsyncSession, corrects: UUID) -> tuple[UUID, ...]:
+    """The corrections of a transfer, the oldest first."""
+    query = select(col(TransferRow.id)).where(col(TransferRow.corrects) == corrects)
+    return tuple(await session.scalars(query.order_by(col(TransferRow.created_at))))
 
 
 async def list_corrections(

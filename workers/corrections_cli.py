@@ -5,8 +5,6 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from shared.domain.ledger import CorrectionOutcome
 from shared.ids import mint_id
@@ -14,7 +12,17 @@ from shared.models import TransferRow
 from shared.operators import this_operator
 from workers.corrections import Corrected, correct_transfer, list_corrections
 from workers.development import say
-from workers.terminal import AsJson, Yes, ask_first, fail, run, say_json, stores
+from workers.terminal import (
+    AsJson,
+    NeededReason,
+    Yes,
+    ask_first,
+    fail,
+    run,
+    say_json,
+    show_rows,
+    stores,
+)
 
 corrections = typer.Typer(
     no_args_is_help=True, help="Money that was moved by mistake: moved back, never edited."
@@ -38,7 +46,7 @@ REFUSALS = {
 @corrections.command("make")
 def make_command(
     transfer: Annotated[UUID, typer.Argument(help="The transfer's id, as the ledger shows it.")],
-    reason: Annotated[str, typer.Option(help="Why; it is written down.")],
+    reason: NeededReason,
     amount: Dollars = None,
     id: Id = None,
     yes: Yes = False,
@@ -55,15 +63,14 @@ def make_command(
     ask_first(f"Take back {amount or 'what is left'} of the transfer {transfer}?", yes)
     done = run(made(id or mint_id(), transfer, wanted, reason))
     if done.outcome in REFUSALS:
-        told = {"amount": done.amount, "remaining": done.remaining, "balance": done.balance}
-        fail(REFUSALS[done.outcome].format(**told))
+        fail(refusal(done))
     if as_json:
         say_json(as_told(done))
         return
     state = (
         "was taken back" if done.outcome is CorrectionOutcome.CREATED else "was taken back before"
     )
-    say(f"{done.amount} USD of {transfer} {state}, by the transfer {done.id}.")
+    say(f"{text_of(done.amount)} USD of {transfer} {state}, by the transfer {done.id}.")
 
 
 @corrections.command("list")
@@ -77,11 +84,20 @@ def list_command(
     if as_json:
         say_json(found)
         return
-    table = Table("at", "amount", "corrects", "by", "tenant", "reason")
-    for each in found:
-        names = ("created_at", "amount_usd", "corrects", "id", "tenant_id", "reason")
-        table.add_row(*(each[name] or "" for name in names))
-    Console().print(table)
+    names = ("created_at", "amount_usd", "corrects", "id", "tenant_id", "reason")
+    headings = ("at", "amount", "corrects", "by", "tenant", "reason")
+    show_rows(headings, [[each[name] or "" for name in names] for each in found])
+
+
+def refusal(done: Corrected) -> str:
+    """Why a correction was not made."""
+    if done.taken_back_by:
+        by = ", ".join(map(str, done.taken_back_by))
+        noun = "transfer" if len(done.taken_back_by) == 1 else "transfers"
+        return f"All of it was taken back already, by the {noun} {by}."
+    told = {"amount": done.amount, "remaining": done.remaining, "balance": done.balance}
+    amounts = {name: text_of(amount) for name, amount in told.items()}
+    return REFUSALS[done.outcome].format(**amounts)
 
 
 async def made(id: UUID, transfer: UUID, amount: Decimal | None, reason: str) -> Corrected:

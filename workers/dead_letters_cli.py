@@ -1,7 +1,7 @@
 """`fleet dead-letters`: look at calls that could not be finished, run them again, or end them."""
 
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any
@@ -11,7 +11,6 @@ import typer
 from redis.exceptions import RedisError
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from shared.dead_letters import (
     LetterFilter,
@@ -21,13 +20,25 @@ from shared.dead_letters import (
     reveal_request,
 )
 from shared.domain.attempts import LetterState
+from shared.domain.counting import counted
 from shared.kept import KeptCalls
 from shared.keys import SealBroken, request_sealer
 from shared.operators import this_operator
 from shared.queue import InferenceQueue
 from shared.replays import ReplayRefusal, enqueue_replay, order_replay
 from workers.development import say
-from workers.terminal import AsJson, Stores, Yes, ask_first, fail, moment_ago, run, say_json, stores
+from workers.terminal import (
+    AsJson,
+    Stores,
+    Yes,
+    ask_first,
+    fail,
+    moment_ago,
+    run,
+    say_json,
+    show_rows,
+    stores,
+)
 
 dead_letters = typer.Typer(
     no_args_is_help=True,
@@ -48,6 +59,13 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say which.")]
 
 SHOWN_AT_MOST = 50
 NOT_QUEUED = "ordered; not queued yet"
+PAST = {"discard": "discarded", "replay": "replayed"}
+WHY_NOT: Mapping[str, str] = {
+    ReplayRefusal.UNKNOWN: "there is no such dead letter",
+    ReplayRefusal.NOT_DEAD: "it does not wait any more",
+    ReplayRefusal.UNREADABLE: "its request cannot be read",
+    ReplayRefusal.WORN_OUT: "it was tried too often already",
+}
 
 Act = Callable[[Stores, UUID], Awaitable[str | None]]
 
@@ -192,7 +210,7 @@ def in_bulk(name: str, act: Act, meant: list[str], dry_run: bool, yes: bool, as_
     """Do it to each letter, in a transaction of its own; the exit code is 1 if some were not."""
     report = Report(len(meant))
     if not dry_run and meant:
-        ask_first(f"{name} {len(meant)} dead letter(s)?", yes)
+        ask_first(f"{name} {counted(len(meant), 'dead letter')}?", yes)
         run(do_all(name, act, meant, report, quiet=as_json))
     if as_json:
         done = {"act": name, "dry_run": dry_run, "matched": report.matched, "ids": meant}
@@ -200,17 +218,23 @@ def in_bulk(name: str, act: Act, meant: list[str], dry_run: bool, yes: bool, as_
     elif dry_run:
         for each in meant:
             say(each)
-        say(f"{len(meant)} dead letter(s) would be affected ({name}).")
+        say(f"{counted(len(meant), 'dead letter')} would be affected ({name}).")
+    elif len(meant) == 1 and report.not_done:
+        fail(_not_done(name, *report.not_done.popitem()))
     else:
         for each, reason in report.not_done.items():
-            say(f"{each} not done: {reason}")
+            say(_not_done(name, each, reason))
         say(f"{name}: {len(report.done)} of {report.matched} done.")
     if report.not_done:
         raise typer.Exit(1)
 
 
+def _not_done(name: str, inference_id: str, reason: str) -> str:
+    return f"{inference_id} was not {PAST[name]}: {WHY_NOT.get(reason, reason)}."
+
+
 async def do_all(name: str, act: Act, meant: list[str], report: Report, *, quiet: bool) -> None:
-    with Progress(console=Console(stderr=True), disable=quiet) as progress:
+    with Progress(console=Console(stderr=True), disable=quiet or len(meant) == 1) as progress:
         async with stores() as opened:
             for each in progress.track(meant, description=name):
                 reason = await act(opened, UUID(each))
@@ -243,13 +267,16 @@ async def discard(opened: Stores, inference_id: UUID) -> str | None:
             session, kept, inference_id, LetterState.DISCARDED, this_operator()
         )
         await session.commit()
-    return None if closed else ReplayRefusal.NOT_DEAD.value
+        if closed:
+            return None
+        there = await read_letter(session, inference_id)
+    return (ReplayRefusal.NOT_DEAD if there is not None else ReplayRefusal.UNKNOWN).value
 
 
 def show_table(found: list[dict[str, Any]]) -> None:
-    table = Table("inference", "tenant", "model", "error", "attempts", "state", "died", "expires")
-    for letter in found:
-        table.add_row(
+    headings = ("inference", "tenant", "model", "error", "attempts", "state", "died", "expires")
+    rows = [
+        (
             letter["inference_id"],
             letter["tenant_id"] or "unknown",
             letter["model"],
@@ -259,5 +286,7 @@ def show_table(found: list[dict[str, Any]]) -> None:
             letter["died_at"][:19],
             letter["expires_at"][:19],
         )
-    Console().print(table)
-    say(f"{len(found)} dead letter(s).")
+        for letter in found
+    ]
+    show_rows(headings, rows)
+    say(f"{counted(len(found), 'dead letter')}.")

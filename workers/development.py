@@ -17,6 +17,7 @@ import secrets
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -33,6 +34,7 @@ from shared.config import (
     read_settings,
     simulating,
 )
+from shared.domain.counting import counted
 from shared.embedded import Servers, embedded_servers, refuse_claimed
 from shared.listening import refuse_address
 from shared.master_key import check_master_key, usable_sealer
@@ -49,6 +51,7 @@ from workers.supervisor import Supervisor
 ROOT = Path(__file__).resolve().parent.parent
 STOP_ORDER = ("web", "inference", "books")
 RUNNING = "running.env"
+SECRETS = "secrets.env"
 STORES = ("DATABASE_URL", "REDIS_URL")
 
 _READY_TIMEOUT_S = 60.0
@@ -89,7 +92,7 @@ def _up(signals: StopSignals) -> int:
         step("schema", "migrating to the newest revision")
         migrations.upgrade(owner_url)
         catalog = asyncio.run(seed_catalog(owner_url))
-        step("catalogue", f"{len(catalog.candidates)} models")
+        step("catalogue", counted(len(catalog.candidates), "model"))
         environment = process_environment(settings, home, servers)
         asyncio.run(
             check_master_key(environment["DATABASE_URL"], environment["AINFERA_MASTER_KEY"])
@@ -131,7 +134,7 @@ def process_environment(settings: Settings, home: Path, servers: Servers) -> dic
 
     The owner's address of the database is not among it: no process needs to own the schema.
     """
-    environment = {**os.environ, **_kept_secrets(home / "secrets.env", os.environ)}
+    environment = {**os.environ, **_kept_secrets(home / SECRETS, os.environ)}
     environment.pop("MIGRATION_DATABASE_URL", None)
     environment |= {
         "DATABASE_URL": settings.database_url or servers.app_url,
@@ -185,7 +188,7 @@ def read_env(path: Path) -> dict[str, str]:
 def running_environment(home: Path) -> dict[str, str]:
     """Stores and keys of the fleet that `fleet up` runs in this home; nothing if none runs."""
     running = read_env(home / RUNNING)
-    return {**read_env(home / "secrets.env"), **running} if running else {}
+    return {**read_env(home / SECRETS), **running} if running else {}
 
 
 def write_env(path: Path, values: Mapping[str, str]) -> None:
@@ -270,14 +273,11 @@ async def _ready(client: httpx.AsyncClient) -> None:
     deadline = time.monotonic() + _READY_TIMEOUT_S
     said = "no answer"
     while time.monotonic() < deadline:
-        try:
+        with suppress(httpx.TransportError):
             answer = await client.get("/ready")
-        except httpx.TransportError:
-            await asyncio.sleep(_POLL_S)
-            continue
-        if answer.status_code == 200:
-            return
-        said = answer.text
+            if answer.status_code == 200:
+                return
+            said = answer.text
         await asyncio.sleep(_POLL_S)
     raise UpError(f"The ingress was not ready within {_READY_TIMEOUT_S:.0f} s: {said}")
 
@@ -290,8 +290,9 @@ async def development_key(
     Raises `UpError` if the agent cannot be had: a fleet that cannot sign one up is not ready.
     """
     kept = read_env(path)
-    if kept.get("AINFERA_API_KEY") and await _opens(client, kept):
-        write_env(path, {**kept, "AINFERA_BASE_URL": str(client.base_url)})
+    if kept.get("AINFERA_API_KEY") and (tenant_id := await _tenant_of(client, kept)):
+        now = {"AINFERA_BASE_URL": str(client.base_url), "AINFERA_TENANT_ID": tenant_id}
+        write_env(path, {**kept, **now})
         return kept["AINFERA_API_KEY"]
     if environment.get("SIGNUP_MODE") == "closed":
         say("No development agent: SIGNUP_MODE is closed.")
@@ -311,6 +312,7 @@ async def development_key(
         "AINFERA_BASE_URL": str(client.base_url),
         "AINFERA_API_KEY": agent["api_key"],
         "AINFERA_AGENT_ID": agent["agent_id"],
+        "AINFERA_TENANT_ID": agent["tenant_id"],
     }
     topup = await client.post(
         "/v1/wallets/topup",
@@ -326,9 +328,11 @@ async def development_key(
     return values["AINFERA_API_KEY"]
 
 
-async def _opens(client: httpx.AsyncClient, kept: Mapping[str, str]) -> bool:
-    wallet = f"/v1/wallets/{kept.get('AINFERA_AGENT_ID')}"
-    return (await client.get(wallet, headers=_bearer(kept))).status_code == 200
+async def _tenant_of(client: httpx.AsyncClient, kept: Mapping[str, str]) -> str | None:
+    """The tenant of a kept key and its agent; None for a key that does not open any more."""
+    path = f"/v1/agents/{kept.get('AINFERA_AGENT_ID')}"
+    answer = await client.get(path, headers=_bearer(kept))
+    return str(answer.json()["tenant_id"]) if answer.status_code == httpx.codes.OK else None
 
 
 def _bearer(values: Mapping[str, str]) -> dict[str, str]:

@@ -56,10 +56,11 @@ class Export(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """One line of an exported file; `fault` is what is wrong with it, if anything is."""
+    """One line of an exported file, signed `at`; `fault` is what is wrong with it, if any is."""
 
     where: str
     note: str
+    at: str
     fault: str | None = None
 
 
@@ -77,7 +78,7 @@ def read_exported(folder: Path) -> Iterator[Exported]:
                 fault = "does not follow the line before it: lines were removed or changed"
             elif found.size <= size:
                 fault = "is not larger than the checkpoint before it"
-            yield Exported(f"{path.name}:{number}", found.note, fault)
+            yield Exported(f"{path.name}:{number}", found.note, found.at, fault)
             previous, size = found.digest, found.size
 
 

@@ -1,14 +1,13 @@
 """`fleet keys`: API keys made, listed, given a new secret, limited, revoked."""
 
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 import typer
 from redis.exceptions import RedisError
-from rich.console import Console
-from rich.table import Table
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared.api_keys import (
@@ -41,10 +40,20 @@ from workers.terminal import (
     run,
     say_json,
     say_unheard,
+    show_rows,
     stores,
 )
 
 SHOWN_PREFIX = 12
+HEADINGS = (
+    *("id", "hash", "tenant", "agent", "scopes", "label", "limits"),
+    *("created", "expires", "used"),
+)
+LIMITS = {
+    "requests_per_minute": "req/min",
+    "tokens_per_minute": "tokens/min",
+    "concurrent_calls": "at once",
+}
 T = TypeVar("T")
 
 keys = typer.Typer(no_args_is_help=True, help="API keys: create, list, rotate, limit, revoke.")
@@ -79,12 +88,14 @@ def create_command(
     requests_per_minute: Requests = None,
     tokens_per_minute: Tokens = None,
     concurrent_calls: Calls = None,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a key; it is shown this once. Limits that are not given are the settings'.
 
     Example: fleet keys create --tenant 0190… --scope call --expires 90d
     """
+    del yes  # there is nothing to ask
     wish = Wish(
         tenant_id=tenant,
         agent_id=agent,
@@ -97,6 +108,12 @@ def create_command(
         concurrent_calls=concurrent_calls,
     )
     minted = run(created(wish))
+    if Scope.CALL in wish.scopes and agent is None and default_agent is None:
+        sys.stderr.write(
+            "The key has no default agent: each call has to name one, as agent_id in the body or "
+            "in the header X-Ainfera-Agent-Id. --agent binds a key to one, --default-agent gives "
+            "it one.\n"
+        )
     show_once(minted, as_json, f"The key {minted.row.key_id} is shown this once.")
 
 
@@ -113,16 +130,7 @@ def list_command(
     if as_json:
         say_json(found)
         return
-    table = Table(
-        *("id", "hash", "tenant", "agent", "scopes", "label"), *("created", "expires", "used")
-    )
-    for key in found:
-        agent = key["agent_id"] or key["default_agent_id"] or ""
-        moments = (key["created_at"], key["expires_at"], key["last_used_at"])
-        told = [(moment or "")[:19] for moment in moments]
-        about = (" ".join(key["scopes"]), key["label"] or "")
-        table.add_row(key["id"], key["hash"], key["tenant_id"], agent, *about, *told)
-    Console().print(table)
+    show_rows(HEADINGS, [row_of(key) for key in found])
 
 
 @keys.command("rotate")
@@ -151,12 +159,14 @@ def limit_command(
     default: Annotated[
         bool, typer.Option("--default", help="The settings' limits where none is given.")
     ] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Change how much a key may do, heard everywhere within a second.
 
     Example: fleet keys limit 3f9a0c21 --requests-per-minute 600 --default
     """
+    del yes  # a limit is as easily set back
     wished = {
         "requests_per_minute": requests_per_minute,
         "tokens_per_minute": tokens_per_minute,
@@ -254,6 +264,26 @@ def show_once(minted: Minted, as_json: bool, told: str, **more: Any) -> None:
         return
     say(minted.api_key)
     say(told)
+
+
+def row_of(key: Mapping[str, Any]) -> Sequence[str]:
+    """A key, as `key_json` tells it, as a row under `HEADINGS`."""
+    moments = (key["created_at"], key["expires_at"], key["last_used_at"])
+    return (
+        *(key["id"], key["hash"], key["tenant_id"]),
+        key["agent_id"] or key["default_agent_id"] or "",
+        " ".join(key["scopes"]),
+        key["label"] or "",
+        limits_in_words(key["limits"]),
+        *((moment or "")[:19] for moment in moments),
+    )
+
+
+def limits_in_words(limits: Mapping[str, int | None]) -> str:
+    """`60 req/min, 20 at once`: a key's own limits, of which 0 is none; nothing for those that
+    are the settings'."""
+    told = ((limits[name], unit) for name, unit in LIMITS.items())
+    return ", ".join(f"{limit or 'unlimited'} {unit}" for limit, unit in told if limit is not None)
 
 
 def key_json(key: Key) -> dict[str, Any]:

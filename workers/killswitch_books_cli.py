@@ -1,6 +1,7 @@
 """`fleet killswitch threshold` and `statement`: what may be spent, and what a switch did."""
 
 import sys
+from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 from uuid import UUID
@@ -11,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 
 from shared.closing_statement import CSV_HEADER, find_switch, read_statement, statement_pages
+from shared.domain.counting import counted
 from shared.domain.spending import ALL, Thresholds
 from shared.domain.spreadsheet import csv_line
 from shared.killswitch import KillswitchThresholdRow
@@ -27,8 +29,19 @@ UsdOption = Annotated[
     str, typer.Option(help="Dollars in the window; `off`: none; `default`: as the settings say.")
 ]
 AsCsv = Annotated[bool, typer.Option("--csv", help="All calls as CSV, on standard output.")]
+LATEST = "latest"
+
+
+def an_engagement(written: str) -> str:
+    """An id, or `latest`. Raises `typer.BadParameter`."""
+    try:
+        return written if written == LATEST else str(UUID(written))
+    except ValueError:
+        raise typer.BadParameter(f"{written!r} is no id; give one, or `{LATEST}`.") from None
+
+
 SwitchArgument = Annotated[
-    UUID | None, typer.Argument(help="An engagement; without it, the newest.")
+    str, typer.Argument(callback=an_engagement, help="The id of an engagement, or `latest`.")
 ]
 
 
@@ -56,7 +69,7 @@ def threshold_command(
 
 
 def _said(usd: Any) -> str:
-    return "no threshold" if usd is None else f"{usd} USD"
+    return "no threshold" if usd is None else f"{usd:f} USD"
 
 
 def _amount(written: str) -> Decimal | None:
@@ -109,27 +122,58 @@ async def _thresholds() -> dict[str, Any]:
 
 
 def statement_command(
-    switch: SwitchArgument = None, as_csv: AsCsv = False, as_json: AsJson = False
+    switch: SwitchArgument = LATEST, as_csv: AsCsv = False, as_json: AsJson = False
 ) -> None:
     """The closing statement: why it was engaged, what it stopped, what was under way, its end.
 
     Example: fleet killswitch statement --csv > statement.csv
     """
+    wanted = None if switch == LATEST else UUID(switch)
     if as_csv:
-        run(_write_csv(switch))
+        run(_write_csv(wanted))
         return
-    statement = run(_statement(switch))
+    statement = run(_statement(wanted))
     if as_json:
         say_json(statement)
         return
-    say(f"{statement['id']}, {statement['scope']}: engaged {statement['engaged_at']}")
-    say(f"  by {statement['engaged_by']}: {statement['reason']}")
-    say(f"  stopped {statement['stopped']['calls']} calls")
-    way = statement["under_way"]
-    say(f"  {way['calls']} were under way ({way['let_in_late']} of them let in late) and cost")
-    say(f"  {way['cost_usd']} USD; {way['running']} still run and hold {way['held_usd']} USD")
+    say(f"Killswitch {statement['id']} of {named(statement['scope'])}:")
     ended = statement["released_at"]
-    say(f"  released {ended} by {statement['released_by']}" if ended else "  still engaged")
+    for line in (
+        f"engaged {engaged_by(statement)}",
+        *sentences(statement),
+        f"released {ended} by {statement['released_by']}" if ended else "still engaged",
+    ):
+        say(f"  {line}")
+
+
+def sentences(statement: Mapping[str, Any]) -> list[str]:
+    """Whom an engagement stopped, and what was under way and cost."""
+    stopped, way = statement["stopped"]["calls"], statement["under_way"]
+    calls, running, late = way["calls"], way["running"], way["let_in_late"]
+    said = [f"{_calls(stopped)} refused", f"{_calls(calls)} under way"]
+    if calls:
+        said[1] += f" ({late} of them let in late)" if late else ""
+        said[1] += f"; they cost {way['cost_usd']} USD in all"
+    if running:
+        does = "still runs and holds" if running == 1 else "still run and hold"
+        said.append(f"{running} of them {does} {way['held_usd']} USD")
+    return said
+
+
+def _calls(number: int) -> str:
+    was = "was" if number in (0, 1) else "were"
+    return f"{counted(number, 'call') if number else 'no call'} {was}"
+
+
+def engaged_by(switch: Mapping[str, Any]) -> str:
+    """Since when, by whom and why."""
+    why = switch["reason"].strip()
+    said = f": {why}" if why else ", who gave no reason"
+    return f"{switch['engaged_at']} by {switch['engaged_by']}{said}"
+
+
+def named(scope: str) -> str:
+    return "ALL tenants" if scope == ALL else f"tenant {scope}"
 
 
 async def _statement(switch: UUID | None) -> dict[str, Any]:
@@ -148,6 +192,8 @@ async def _write_csv(switch: UUID | None) -> None:
 async def _found(opened: Stores, switch: UUID | None) -> Any:
     async with opened.db.everyone() as session:
         found = await find_switch(session, switch)
+    if found is None and switch is None:
+        fail("The killswitch has never been engaged.")
     if found is None:
-        fail("There is no such engagement of the killswitch.")
+        fail(f"There is no engagement {switch} of the killswitch.")
     return found

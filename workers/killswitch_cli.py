@@ -11,9 +11,15 @@ from shared.killswitch import engage, engaged_switches, release
 from shared.models import TenantRow
 from shared.operators import this_operator
 from workers.development import say
-from workers.killswitch_books_cli import statement_command, threshold_command
+from workers.killswitch_books_cli import (
+    engaged_by,
+    named,
+    statement_command,
+    threshold_command,
+)
 from workers.terminal import (
     AsJson,
+    NeededReason,
     Reason,
     Stores,
     Yes,
@@ -43,14 +49,14 @@ def status_command(as_json: AsJson = False) -> None:
         say_json({"engaged": engaged})
         return
     for each in engaged:
-        say(f"{each['scope']} since {each['engaged_at']} by {each['engaged_by']}: {each['reason']}")
+        say(f"{named(each['scope'])}: engaged {engaged_by(each)}")
     if not engaged:
         say("Nothing is engaged.")
 
 
 @killswitch.command("engage")
 def engage_command(
-    tenant: Tenant = None, reason: Reason = "", yes: Yes = False, as_json: AsJson = False
+    reason: NeededReason, tenant: Tenant = None, yes: Yes = False, as_json: AsJson = False
 ) -> None:
     """Refuse new calls with 503 cost_killswitch_engaged; calls under way end as they do.
 
@@ -111,10 +117,6 @@ async def _written(opened: Stores, scope: str, reason: str, engaged: bool) -> bo
 
 def scope_of(tenant: UUID | None) -> str:
     return ALL if tenant is None else str(tenant)
-
-
-def named(scope: str) -> str:
-    return "ALL tenants" if scope == ALL else f"tenant {scope}"
 
 
 def told(scope: str, changed: bool, state: str, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from shared.db import Connection
 from shared.domain.books import Offence, Proof, Proved, Scope, TrialLine
+from shared.domain.ledger import SYSTEM_ACCOUNT_NAMES
 from workers.ledger_proofs import PROOFS
 from workers.ledger_proofs_scope import of_day, of_tenant
 
@@ -105,6 +106,5 @@ async def trial_balance(
             _TRIAL_BALANCE, scope.tenant, scope.day, inference, together, prefetch=LINES_AT_ONCE
         )
         async for row in rows:
-            yield TrialLine(
-                row["kind"], row["account"], row["name"] or "", row["debits"], row["credits"]
-            )
+            name = row["name"] or SYSTEM_ACCOUNT_NAMES.get(UUID(row["account"]), "unknown")
+            yield TrialLine(row["kind"], row["account"], name, row["debits"], row["credits"])

@@ -22,6 +22,7 @@ from shared.domain.books import (
     TrialTotals,
     in_order,
 )
+from shared.domain.counting import counted, one_of
 from shared.preflight import check_postgres
 from workers.development import say
 from workers.ledger_check import prove, trial_balance
@@ -107,7 +108,7 @@ def trial_balance_command(
 @asynccontextmanager
 async def _connected() -> AsyncIterator[Connection]:
     """Raises `StartError` where there is no database to ask."""
-    settings = fleet_settings()
+    settings = fleet_settings("DATABASE_URL")
     await check_postgres("DATABASE_URL", settings.database_url)
     connection = await Database(settings).connect_raw(f"{APPLICATION_NAME} ledger")
     try:
@@ -136,11 +137,12 @@ def _say_proved(proved: Proved) -> None:
         say(f"not asked  {proved.proof.sentence}")
         return
     word = "proved" if not proved.wrong else "noted" if proved.proof.informs else "BROKEN"
-    counted = f"{proved.looked_at:,} {proved.proof.subjects}"
+    subjects = proved.proof.subjects
+    looked_at = counted(proved.looked_at or 0, one_of(subjects), subjects)
     if proved.wrong:
-        counted = f"{proved.wrong:,} of {counted}"
+        looked_at = f"{proved.wrong:,} of {looked_at}"
     amount = "" if proved.amount is None else f", {_usd(proved.amount)}"
-    say(f"{word:9}  {proved.proof.sentence} ({counted}{amount})")
+    say(f"{word:9}  {proved.proof.sentence} ({looked_at}{amount})")
     for each in proved.offences:
         say(f"           {each.id}: {each.detail}")
     if proved.wrong > len(proved.offences):

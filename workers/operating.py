@@ -35,7 +35,7 @@ from shared.operators import this_operator
 from shared.preflight import check_valkey, refusal
 from shared.valkey import open_valkey
 from workers.development import running_environment
-from workers.terminal import AsJson, Yes, ask_first, fail, note_act
+from workers.terminal import AsJson, Yes, ask_first, fail, note_act, show_whole, unnamed
 
 app = typer.Typer()
 jobs = typer.Typer(no_args_is_help=True, help="Look at single jobs.")
@@ -62,7 +62,7 @@ def status(
     """
     if not watch:
         now = ask(read_status)
-        show_json(as_json(now)) if json else Console().print(status_view(now))
+        show_json(as_json(now)) if json else show_whole(status_view(now))
         return
     try:
         ask(watch_json if json else watch_live)
@@ -77,9 +77,10 @@ def workers_command(json: AsJson = False) -> None:
     Example: fleet workers --json
     """
     alive = ask(list_workers)
-    show_json([as_json(worker) for worker in alive]) if json else Console().print(
-        workers_view(alive)
-    )
+    if json:
+        show_json([as_json(worker) for worker in alive])
+    else:
+        show_whole(workers_view(alive))
 
 
 @app.command("drain")
@@ -116,11 +117,12 @@ def drain_command(
 
 
 @app.command("resume")
-def resume_command(worker: Which = ALL, json: AsJson = False) -> None:
+def resume_command(worker: Which = ALL, yes: Yes = False, json: AsJson = False) -> None:
     """Let a drained worker, or all of them, claim again; heard within a second.
 
     Example: fleet resume all
     """
+    del yes  # taken, as by every command that changes something; there is nothing to ask
     meant = ask(lambda redis: resume(redis, worker, actor=this_operator()))
     ids = [each.id for each in meant]
     asyncio.run(note_act("fleet.resume", worker, workers=ids))
@@ -173,10 +175,7 @@ def redis_url() -> str:
     settings = read_settings()
     url = settings.redis_url or running_environment(settings.fleet_home).get("REDIS_URL", "")
     if not url:
-        fail(
-            "No fleet is known here. Set REDIS_URL, or FLEET_HOME to the home of a fleet that "
-            f"`fleet up` runs on this machine (now {settings.fleet_home})."
-        )
+        fail(str(unnamed("REDIS_URL", settings.fleet_home)))
     return url
 
 
@@ -254,7 +253,7 @@ def job_view(job: JobView) -> RenderableType:
     if job.state == "unknown":
         return Text(f"{job.id} is not in the queue: it has ended, or never was.")
     if job.state == "waiting":
-        where = f"waits in lane {job.lane} at place {job.place}, one of {job.lanes} lanes"
+        where = f"waits in lane {job.lane} at place {job.place}, one of {job.lanes} in all"
     elif job.state == "deferred":
         where = f"is due again in {job.due_in_s:.1f} s"
     elif job.state == "leased":
@@ -263,7 +262,7 @@ def job_view(job: JobView) -> RenderableType:
         where = f"was in work by {job.worker}, which is lost; it will be claimed anew"
     return Text(
         f"{job.id} {where}.\n"
-        f"priority {job.priority}, {job.attempts} attempts so far, enqueued {job.age_s:.1f} s ago"
+        f"priority {job.priority}, attempts so far: {job.attempts}, enqueued {job.age_s:.1f} s ago"
     )
 
 

@@ -4,32 +4,52 @@ import asyncio
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import orjson
 import typer
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared.config import Settings, StartError, read_settings
+from shared.config import Settings, SettingsError, StartError, read_settings
 from shared.control import give_order
 from shared.db import TRANSIENT, Database
 from shared.operators import record_act
-from shared.preflight import check_stores, refusal
+from shared.preflight import EXAMPLES, check_stores, refusal
 from shared.valkey import open_valkey
-from workers.development import running_environment
+from workers.development import SECRETS, STORES, running_environment
 
 T = TypeVar("T")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON, on standard output.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def given_reason(written: str) -> str:
+    """What an operator gives as a reason. Raises `typer.BadParameter` where it is none."""
+    if not written.strip():
+        raise typer.BadParameter("Say why; it is written down.")
+    return written
+
+
+NeededReason = Annotated[
+    str, typer.Option("--reason", callback=given_reason, help="Why; it is written down.")
+]
 Reason = Annotated[str, typer.Option(help="Why; it is written down.")]
 
+# wider than any row of ours
+WIDEST = 10_000
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -40,13 +60,20 @@ class Stores:
     redis: Redis
 
 
-def fleet_settings() -> Settings:
-    """The environment's settings; where it names no stores, those of the `fleet up` here."""
+def fleet_settings(*needed: str) -> Settings:
+    """The environment's settings; where it names no stores, those of the `fleet up` here.
+
+    Raises `SettingsError` where neither names the stores that are `needed`.
+    """
     settings = read_settings()
-    if settings.database_url and settings.redis_url:
-        return settings
-    running: dict[str, Any] = {**running_environment(settings.fleet_home)}
-    return Settings(**{name: value for name, value in running.items() if not os.environ.get(name)})
+    if not (settings.database_url and settings.redis_url):
+        running: dict[str, Any] = {**running_environment(settings.fleet_home)}
+        unset = {name: value for name, value in running.items() if not os.environ.get(name)}
+        settings = Settings(**unset)
+    for name in needed:
+        if not getattr(settings, name.lower()):
+            raise unnamed(name, settings.fleet_home)
+    return settings
 
 
 async def note_act(act: str, target: str, **detail: Any) -> None:
@@ -72,7 +99,7 @@ async def stores() -> AsyncIterator[Stores]:
 
     Raises `StartError` where they are not named, or do not answer.
     """
-    settings = fleet_settings()
+    settings = fleet_settings(*STORES)
     await check_stores(settings)
     db, redis = Database(settings), open_valkey(settings.redis_url)
     try:
@@ -80,6 +107,18 @@ async def stores() -> AsyncIterator[Stores]:
     finally:
         await redis.aclose()
         await db.aclose()
+
+
+def unnamed(name: str, home: Path) -> SettingsError:
+    """Why a store has no name: its fleet is not running, or nobody said which fleet is meant."""
+    if (home / SECRETS).exists():
+        return SettingsError(
+            f"The fleet of {home} is not running; start it with `make up`. (Nor is {name} set.)"
+        )
+    return SettingsError(
+        f"No fleet is known here: {name} is not set. Set it (it looks like {EXAMPLES[name]}), or "
+        f"FLEET_HOME to the home of a fleet that runs on this machine (now {home})."
+    )
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -115,12 +154,59 @@ def say_unheard(error: Exception) -> None:
 
 def ask_first(question: str, yes: bool) -> None:
     """Exits unless the operator agrees, or has said so beforehand."""
-    if not yes and not typer.confirm(question, err=True):
+    if yes:
+        return
+    try:
+        agreed = typer.confirm(question, err=True)
+    except typer.Abort:  # the input ended, which it does at once where there is no terminal
+        fail("\nNothing was done: nobody answered. Where nobody can, use --yes.")
+    if not agreed:
         fail("Nothing was done.")
 
 
+def show_rows(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table where it fits; on a screen that is too narrow, a block of lines for each row.
+
+    Through a pipe a row is always one line. Nothing is ever cut or broken, since ids are there to
+    be pasted; nor is what clients wrote taken for markup.
+    """
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, no_wrap=True, overflow="ignore")
+    told = [list(row) for row in rows]
+    for row in told:
+        table.add_row(*map(Text, row))
+    screen = Console(highlight=False)
+    if not screen.is_terminal or natural_width(screen, table) <= screen.width:
+        show_whole(table)
+        return
+    longest = max(map(len, headings))
+    for row in told:
+        for heading, cell in zip(headings, row, strict=True):
+            if cell:
+                screen.print(Text(f"{heading:{longest}}  {cell}"), soft_wrap=True)
+        screen.print()
+
+
+def show_whole(what: RenderableType) -> None:
+    """Print it as wide as it is, whatever the screen: that breaks lines, and copies them whole."""
+    screen = Console(highlight=False)
+    width = max(screen.width, natural_width(screen, what))
+    Console(width=width, highlight=False).print(what, soft_wrap=isinstance(what, Text))
+
+
+def natural_width(screen: Console, what: RenderableType) -> int:
+    return Measurement.get(screen, screen.options.update(max_width=WIDEST), what).maximum
+
+
 def say_json(value: Any) -> None:
-    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=str).decode() + "\n")
+    told = orjson.dumps(value, option=orjson.OPT_INDENT_2, default=_as_text)
+    sys.stdout.write(told.decode() + "\n")
+
+
+def _as_text(value: Any) -> str:
+    """Amounts as plain digits: nobody reads `0E-9`."""
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
 def fail(message: str) -> NoReturn:

@@ -30,6 +30,15 @@ CLEARING_ACCOUNTS: Mapping[str, UUID] = {
     "stripe": UUID("00000000-0000-0000-0000-000000000007"),
     "xendit": UUID("00000000-0000-0000-0000-000000000008"),
 }
+# as a trial balance names them
+SYSTEM_ACCOUNT_NAMES: Mapping[UUID, str] = {
+    PROVIDER_COST_ACCOUNT: "paid to providers",
+    GRANTS_ACCOUNT: "grants",
+    TOPUPS_ACCOUNT: "top-ups by operators",
+    LOSSES_ACCOUNT: "losses",
+    MARGIN_ACCOUNT: "margin",
+    **{account: f"{rail} clearing" for rail, account in CLEARING_ACCOUNTS.items()},
+}
 
 
 class AccountKind(StrEnum):

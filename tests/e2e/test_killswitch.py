@@ -21,7 +21,7 @@ def operator(stack: Stack, agent: ainfera.SignupResult) -> Iterator[Act]:
     """Engages or releases the killswitch of this test's tenant; it is released in the end."""
 
     def act(word: str) -> None:
-        words = ("killswitch", word, "--tenant", str(agent.tenant_id), "--yes")
+        words = ("killswitch", word, "--tenant", str(agent.tenant_id), "--reason", "why", "--yes")
         done = fleet(*words, **stack.told)
         assert done.exit_code == 0, done.output
 

@@ -1,15 +1,18 @@
 """Dead letters over HTTP: for who has the operators' key, without what they carry."""
 
+import asyncio
 import math
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
+from typer.testing import Result
 
 from ingress.deps import Deps
 from shared.db import APP_ROLE, connect
 from shared.keys import request_sealer
+from tests.test_cli import fleet
 from tests.workers.ledger_cases import Agent, call, new_agent
 from tests.workers.letter_cases import SECRET_WORDS, burial
 
@@ -69,6 +72,30 @@ async def test_what_is_not_there_or_not_dead(client: httpx.AsyncClient, deps: De
         assert once.status_code == 200, once.text
         again = await client.post(f"{PATH}/{inference}/{act}", headers=operator(deps))
         assert (again.status_code, again.json()["code"]) == (409, "letter_not_dead")
+
+
+async def test_a_command_says_in_a_line_what_is_no_dead_letter(deps: Deps) -> None:
+    told = {
+        "DATABASE_URL": deps.settings.database_url,
+        "REDIS_URL": deps.settings.redis_url,
+        "AINFERA_MASTER_KEY": deps.settings.master_key.get_secret_value(),
+    }
+
+    async def act(word: str, *ids: str) -> Result:
+        return await asyncio.to_thread(fleet, "dead-letters", word, *ids, "--yes", **told)
+
+    _, inference = await bury_one(deps)
+    unknown, other = str(uuid4()), str(uuid4())
+    for word, past in (("discard", "discarded"), ("replay", "replayed")):
+        refused = await act(word, unknown)
+        assert (refused.exit_code, refused.stdout) == (1, "")
+        assert refused.stderr == f"{unknown} was not {past}: there is no such dead letter.\n"
+        both = await act(word, unknown, other)
+        assert (both.exit_code, "not_dead" in both.output) == (1, False)
+        assert f"{other} was not {past}: there is no such dead letter." in both.stdout
+    assert (await act("discard", inference)).exit_code == 0
+    again = await act("discard", inference)
+    assert again.stderr == f"{inference} was not discarded: it does not wait any more.\n"
 
 
 async def test_letters_are_counted(client: httpx.AsyncClient, deps: Deps) -> None:

@@ -184,3 +184,27 @@ async def test_without_a_yes_no_key_is_touched(sign_up: SignUp, keys: Fleet, dep
     assert (await keys("revoke", prefix)).exit_code == 1
     assert (await keys("rotate", prefix)).exit_code == 1
     assert await witnessed(deps, agent) == []
+
+
+async def test_a_listed_key_is_whole_with_its_limits(sign_up: SignUp, keys: Fleet) -> None:
+    agent = await sign_up()
+    (listed,) = orjson.loads((await keys("list", "--tenant", agent["tenant_id"], "--json")).stdout)
+    words = ("limit", listed["id"], "--requests-per-minute", "60", "--concurrent-calls", "20")
+    limited = await keys(*words, "--yes")
+    assert limited.exit_code == 0, limited.output
+    _, row = (await keys("list", "--tenant", agent["tenant_id"])).stdout.splitlines()
+    for told in (listed["id"], listed["hash"], agent["tenant_id"], agent["agent_id"]):
+        assert told in row
+    assert "60 req/min, 20 at once" in row
+
+
+async def test_a_key_whose_calls_must_name_their_agent_is_told_so(
+    sign_up: SignUp, keys: Fleet
+) -> None:
+    agent = await sign_up()
+    made = await keys("create", "--tenant", agent["tenant_id"], "--scope", "call", "--yes")
+    assert made.exit_code == 0, made.output
+    assert "X-Ainfera-Agent-Id" in made.stderr
+    for rest in (("--scope", "read"), ("--scope", "call", "--agent", agent["agent_id"])):
+        made = await keys("create", "--tenant", agent["tenant_id"], *rest)
+        assert (made.exit_code, made.stderr) == (0, "")

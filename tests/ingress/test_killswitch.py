@@ -21,10 +21,12 @@ from shared.killswitch import Killswitch, engage, engaged_switches, release
 from shared.spending import Spending, tell_spending
 from tests.ingress.conftest import OpenApp, SignUp
 from tests.test_cli import fleet
+from workers.killswitch_books_cli import sentences
 
 Ingresses = tuple[tuple[httpx.AsyncClient, Deps], tuple[httpx.AsyncClient, Deps]]
 Fleet = Callable[..., Result]
 OPERATOR = "somebody"
+WHY = ("--reason", "runaway agent")
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -94,7 +96,7 @@ async def test_it_stops_one_tenant_alone(
     deps: Deps, client: httpx.AsyncClient, sign_up: SignUp, fleet_command: Fleet
 ) -> None:
     agent, other = await sign_up(), await sign_up()
-    words = ("killswitch", "engage", "--tenant", agent["tenant_id"], "--yes")
+    words = ("killswitch", "engage", "--tenant", agent["tenant_id"], *WHY, "--yes")
     assert (await asyncio.to_thread(fleet_command, *words)).exit_code == 0
     await until(lambda: stopped(deps, agent["tenant_id"]))
     assert not stopped(deps, other["tenant_id"])
@@ -106,12 +108,46 @@ async def test_it_stops_one_tenant_alone(
 async def test_without_a_yes_nothing_is_done(
     deps: Deps, sign_up: SignUp, fleet_command: Fleet
 ) -> None:
-    asked = await asyncio.to_thread(fleet_command, "killswitch", "engage")
+    asked = await asyncio.to_thread(fleet_command, "killswitch", "engage", *WHY)
     assert asked.exit_code == 1
-    unknown = ("killswitch", "engage", "--tenant", str(uuid4()), "--yes")
+    unknown = ("killswitch", "engage", "--tenant", str(uuid4()), *WHY, "--yes")
     assert (await asyncio.to_thread(fleet_command, *unknown)).exit_code == 1
     async with deps.db.everyone() as session:
         assert await engaged_switches(session) == []
+
+
+@pytest.mark.parametrize("reason", [(), ("--reason", ""), ("--reason", " ")])
+async def test_without_a_reason_nothing_is_stopped(
+    deps: Deps, fleet_command: Fleet, reason: tuple[str, ...]
+) -> None:
+    asked = await asyncio.to_thread(fleet_command, "killswitch", "engage", "--yes", *reason)
+    assert asked.exit_code == 2
+    assert "--reason" in asked.stderr
+    async with deps.db.everyone() as session:
+        assert await engaged_switches(session) == []
+
+
+async def test_amounts_are_told_without_an_exponent(deps: Deps, fleet_command: Fleet) -> None:
+    async with deps.db.everyone() as session:
+        few = Decimal("0.000000002")
+        assert await engage(session, ALL, "why", OPERATOR, spent_usd=few, threshold_usd=Decimal(0))
+        await session.commit()
+    told = await asyncio.to_thread(fleet_command, "killswitch", "status", "--json")
+    (engaged,) = orjson.loads(told.stdout)["engaged"]
+    assert (engaged["spent_usd"], engaged["threshold_usd"]) == ("0.000000002", "0.000000000")
+
+
+async def test_a_switch_without_a_reason_leaves_no_colon_dangling(
+    deps: Deps, fleet_command: Fleet
+) -> None:
+    """Of an older version, that did not ask for one."""
+    async with deps.db.everyone() as session:
+        assert await engage(session, ALL, "", OPERATOR)
+        await session.commit()
+    for word in ("status", "statement"):
+        told = await asyncio.to_thread(fleet_command, "killswitch", word)
+        assert f"by {OPERATOR}, who gave no reason" in told.stdout
+        assert ": \n" not in told.stdout
 
 
 async def test_an_ingress_that_starts_or_was_cut_off_reads_what_is_engaged(
@@ -171,7 +207,7 @@ async def test_the_closing_statement_over_http_and_by_command(
     deps: Deps, client: httpx.AsyncClient, sign_up: SignUp, fleet_command: Fleet
 ) -> None:
     agent = await sign_up()
-    words = ("--tenant", agent["tenant_id"], "--yes")
+    words = ("--tenant", agent["tenant_id"], *WHY, "--yes")
     done = await asyncio.to_thread(fleet_command, "killswitch", "engage", *words)
     assert done.exit_code == 0, done.output
     internal = {"x-ainfera-internal-key": deps.settings.internal_key.get_secret_value()}
@@ -184,8 +220,17 @@ async def test_the_closing_statement_over_http_and_by_command(
     latest = (await client.get(f"{base}/latest/statement", headers=internal)).json()
     assert {name: latest[name] for name in newest} == newest
     assert latest["stopped"] == {"calls": 0, "inference_ids": []}
-    told = await asyncio.to_thread(fleet_command, "killswitch", "statement", newest["id"], "--json")
-    assert orjson.loads(told.stdout) == latest
+    for which in (newest["id"], "latest"):
+        told = await asyncio.to_thread(fleet_command, "killswitch", "statement", which, "--json")
+        assert orjson.loads(told.stdout) == latest
+    read = (await asyncio.to_thread(fleet_command, "killswitch", "statement", "latest")).stdout
+    assert read.splitlines() == [
+        f"Killswitch {newest['id']} of tenant {agent['tenant_id']}:",
+        f"  engaged {newest['engaged_at']} by {newest['engaged_by']}: runaway agent",
+        "  no call was refused",
+        "  no call was under way",
+        "  still engaged",
+    ]
     table = await client.get(f"{base}/{newest['id']}/statement?format=csv", headers=internal)
     by_command = await asyncio.to_thread(fleet_command, "killswitch", "statement", "--csv")
     assert table.text.splitlines() == by_command.stdout.splitlines()
@@ -195,6 +240,34 @@ async def test_the_closing_statement_over_http_and_by_command(
         assert gone.status_code == 404
     nothing = await asyncio.to_thread(fleet_command, "killswitch", "statement", str(uuid4()))
     assert nothing.exit_code == 1
+    wrong = await asyncio.to_thread(fleet_command, "killswitch", "statement", "newest")
+    assert wrong.exit_code == 2
+
+
+def test_a_statement_is_in_whole_sentences() -> None:
+    way = {"calls": 1, "running": 1, "let_in_late": 1, "cost_usd": "0.10", "held_usd": "0.20"}
+    assert sentences({"stopped": {"calls": 1}, "under_way": way}) == [
+        "1 call was refused",
+        "1 call was under way (1 of them let in late); they cost 0.10 USD in all",
+        "1 of them still runs and holds 0.20 USD",
+    ]
+    many = {**way, "calls": 3, "running": 2, "let_in_late": 0}
+    assert sentences({"stopped": {"calls": 2}, "under_way": many}) == [
+        "2 calls were refused",
+        "3 calls were under way; they cost 0.10 USD in all",
+        "2 of them still run and hold 0.20 USD",
+    ]
+
+
+async def test_where_it_was_never_engaged_that_is_said(
+    deps: Deps, fleet_command: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(*_: Any) -> None:
+        return None
+
+    monkeypatch.setattr("workers.killswitch_books_cli.find_switch", nothing)
+    told = await asyncio.to_thread(fleet_command, "killswitch", "statement")
+    assert (told.exit_code, told.stderr) == (1, "The killswitch has never been engaged.\n")
 
 
 async def test_thresholds_by_command(deps: Deps, sign_up: SignUp, fleet_command: Fleet) -> None:

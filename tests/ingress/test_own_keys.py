@@ -355,3 +355,18 @@ async def test_there_is_an_end_to_keys(open_app: OpenApp, sign_up: SignUp) -> No
     async with open_app(keys_per_tenant=3) as (client, _):
         made = await asyncio.gather(*[make(client, new["auth"]) for _ in range(5)])
         assert sorted(each.status_code for each in made) == [201, 201, 403, 403, 403]
+
+
+async def test_a_key_without_a_default_agent_says_how_to_name_one(
+    client: httpx.AsyncClient, sign_up: SignUp, deps: Deps
+) -> None:
+    new = await sign_up()
+    async with deps.db.everyone() as session:
+        change = "UPDATE api_keys SET default_agent_id = NULL WHERE tenant_id = :tenant"
+        await session.execute(text(change), {"tenant": UUID(new["tenant_id"])})
+        await session.commit()
+    body = {"model": "ainfera-inference", "messages": [{"role": "user", "content": "Hello"}]}
+    refused = await client.post("/v1/inference", json=body, headers=new["auth"])
+    assert refused.status_code == 400, refused.text
+    assert "`agent_id` in the body" in refused.json()["message"]
+    assert "X-Ainfera-Agent-Id" in refused.json()["message"]

@@ -142,7 +142,8 @@ async def test_an_operator_takes_a_charge_back(
     for result in ("CREATED", "EXISTS"):
         done = orjson.loads((await command(*make, "--amount", "0.2", "--id", id)).stdout)
         assert (done["result"], done["remaining_usd"]) == (result, "0.300000000")
-    assert (await command("corrections", "make", str(uuid4()), "--reason", "", "-y")).exit_code == 1
+    unknown = ("corrections", "make", str(uuid4()), "-y", "--reason")
+    assert [(await command(*unknown, why)).exit_code for why in ("x", " ")] == [1, 2]
     assert (await command(*make, "--amount", "-1")).exit_code == 2
 
     listed = orjson.loads(
@@ -164,6 +165,26 @@ async def test_an_operator_takes_a_charge_back(
     told = [e["payload"] for e in events["events"] if e["event_type"] == "wallet.corrected"]
     assert [(each["corrects"], each["amount_usd"]) for each in told] == [(usage, "0.200000000")]
     assert await acts(deps, "transfer.correct", usage) == 1
+
+
+async def test_what_was_taken_back_already_says_by_what(
+    client: httpx.AsyncClient, sign_up: SignUp, deps: Deps, database_url: str, command: Fleet
+) -> None:
+    new = await sign_up()
+    await leave_call(database_url, deps, new, charge="0.0000001")
+    ledger = (await client.get(f"/v1/ledger/{new['agent_id']}", headers=new["auth"])).json()
+    usage = next(each["id"] for each in ledger["entries"] if each["kind"] == "usage")
+    make = ("corrections", "make", usage, "--reason", "again", "--yes")
+    ids = [str(uuid4()), str(uuid4())]
+    for id, more in zip(ids, (("--amount", "0.00000004"), ()), strict=True):
+        done = await command(*make, "--id", id, *more)
+        assert done.exit_code == 0, done.output
+        assert "E-" not in done.stdout
+    again = await command(*make)
+    assert again.exit_code == 1
+    assert again.stderr == (
+        f"All of it was taken back already, by the transfers {', '.join(ids)}.\n"
+    )
 
 
 async def acts(deps: Deps, act: str, target: str) -> int:
@@ -193,9 +214,15 @@ async def test_an_operator_caps_a_tenant_and_lifts_the_cap(
             "drain_proof_status": "in_flight_exceeds_cap",
         }
         assert await results(db, "open_inferences", hold(as_agent(new), "0.1")) == ["TENANT_CAP"]
+        show = ("caps", "show", new["tenant_id"])
+        del set_to["before_usd"]
+        assert orjson.loads((await command(*show, "--json")).stdout) == set_to
+        told = (await command(*show)).stdout
+        assert "may spend 1.500000000 USD in a day (UTC); 0.000000000 settled today" in told
         lifted = orjson.loads((await command(*tenant, "--lift")).stdout)
         assert (lifted["daily_cap_usd"], lifted["before_usd"]) == (None, "1.500000000")
         assert (await cap_tenant(db, as_agent(new), None))["before"] is None
+        assert "has no cap" in (await command(*show)).stdout
     finally:
         await db.close()
     assert await acts(deps, "cap.tenant", new["tenant_id"]) == 2
@@ -203,3 +230,4 @@ async def test_an_operator_caps_a_tenant_and_lifts_the_cap(
         assert (await command(*tenant, *wrong)).exit_code == 2
     unknown = await command("caps", "tenant", str(uuid4()), "--daily", "1", "-y")
     assert unknown.exit_code == 1
+    assert (await command("caps", "show", str(uuid4()))).exit_code == 1

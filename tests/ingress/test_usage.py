@@ -73,7 +73,7 @@ async def test_a_new_tenant_gets_honest_empties(client: httpx.AsyncClient, sign_
     assert await read(client, "/v1/caps/rollup", new) == {
         "agents": 1,
         "policies_set": 0,
-        "budget": {"set": "0.00", "used_usd": "0.00"},
+        "budget": {"set": None, "used_usd": "0.00"},
         "latency_p50_ms": None,
         "breaches": {"quality": 0, "reliability": 0},
     }
@@ -88,8 +88,11 @@ async def test_a_new_tenant_gets_honest_empties(client: httpx.AsyncClient, sign_
         "fallback_rate": None,
         "top_models": [],
     }
-    assert await read(client, "/v1/usage/by-session", new) == {"sessions": []}
-    assert await read(client, "/v1/usage/by-parent-agent", new) == {"parent_agents": []}
+    assert await read(client, "/v1/usage/by-session", new) == {"sessions": [], "has_more": False}
+    assert await read(client, "/v1/usage/by-parent-agent", new) == {
+        "parent_agents": [],
+        "has_more": False,
+    }
 
 
 async def plant_each_way(owner: Connection, new: dict[str, Any]) -> None:
@@ -152,7 +155,7 @@ async def test_a_bound_key_sees_its_own_agents_figures(
     assert (await read(client, "/v1/usage/daily", new))["totals"]["cost_usd"] == "0.70"
     assert (await read(client, "/v1/usage/daily", mine))["totals"]["cost_usd"] == "0.30"
     rollup = await read(client, "/v1/caps/rollup", mine)
-    assert (rollup["agents"], rollup["budget"]) == (1, {"set": "0.00", "used_usd": "0.30"})
+    assert (rollup["agents"], rollup["budget"]) == (1, {"set": None, "used_usd": "0.30"})
     wallets = await read(client, "/v1/wallets", mine)
     assert [wallet["agent_id"] for wallet in wallets["wallets"]] == [second]
     for view in ("agents/{}/metrics", "ledger/{}", "wallets/{}"):
@@ -279,11 +282,16 @@ async def test_cost_by_session_and_by_parent_agent(
         ("=cmd|x", 2, "0.30"),
     ]
     assert sessions[1]["first_at"] < sessions[1]["last_at"]
-    assert len((await read(client, "/v1/usage/by-session", new, limit=1))["sessions"]) == 1
+    for limit, more in ((1, True), (len(sessions), False)):
+        page = await read(client, "/v1/usage/by-session", new, limit=limit)
+        assert (len(page["sessions"]), page["has_more"]) == (limit, more)
     (parent,) = (await read(client, "/v1/usage/by-parent-agent", new))["parent_agents"]
     assert (parent["parent_agent_id"], parent["calls"]) == ("planner", 2)
     assert parent["cost_usd"] == "0.90"
     table = await client.get("/v1/usage/by-session?format=csv", headers=new["auth"])
+    assert table.headers["content-disposition"] == 'attachment; filename="usage-by-session.csv"'
+    parents = await client.get("/v1/usage/by-parent-agent?format=csv", headers=new["auth"])
+    assert "usage-by-parent-agent.csv" in parents.headers["content-disposition"]
     assert [row.split(",")[0] for row in table.text.splitlines()] == [
         "session_id",
         "s-2",

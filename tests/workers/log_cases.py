@@ -7,7 +7,7 @@ import orjson
 from shared.config import Settings
 from shared.db import Connection, Database
 from shared.domain.audit import draft
-from shared.domain.audit_bundle import Report
+from shared.domain.audit_findings import Report
 from tests.workers.ledger_cases import Agent
 from workers.audit_cli import verify_live
 from workers.terminal import Stores

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ from typer.testing import CliRunner, Result
 from shared.config import Settings
 from shared.db import APP_ROLE, Database, connect
 from shared.domain.audit import canonical_json, event_hash
+from shared.domain.audit_bundle import RECORD, Tally
 from shared.domain.checkpoint import decode, encode
 from shared.log_key import LogKey, log_key
 from tests.workers.ledger_cases import new_agent
 from tests.workers.log_cases import witness
-from workers.audit_bundle import agents_of, bundle
+from workers.audit_bundle import agents_of, bundle, lines
 from workers.audit_cli import audit
 from workers.checkpoints import Checkpointer
 from workers.exports import FileExport
 
+KINDS = ("log", "checkpoint", "event", "head", "leaf")
 Lines = list[dict[str, Any]]
 Change = Callable[[Lines], object]
 
@@ -45,9 +48,9 @@ async def kept(
     files: dict[str, Any] = {"checkpoints": folder / "checkpoints", "agent_id": agent.agent_id}
     scopes = {"agent": [agent.agent_id], "tenant": tenants, "all": None}
     for name, agents in scopes.items():
-        records = [r.model_dump_json() async for r in bundle(db, agents)]  # type: ignore[arg-type]
+        written = [line async for line in lines(bundle(db, agents))]  # type: ignore[arg-type]
         files[name] = folder / f"{name}.jsonl"
-        files[name].write_text("\n".join(records) + "\n")
+        files[name].write_bytes(b"".join(written))
     async with db.everyone() as s:
         files["key"] = str((await log_key(s, settings)).verifier)
     yield files
@@ -58,6 +61,29 @@ async def kept(
 def verify(kept: dict[str, Any], file: Path, *more: str) -> Result:
     given = ["--key", kept["key"], "--checkpoints", str(kept["checkpoints"])]
     return CliRunner().invoke(audit, ["verify", str(file), "--json", *(more or given)])
+
+
+def read(file: Path) -> Lines:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def write(file: Path, bundle: Lines, *, sealed: bool = True) -> Path:
+    """Sealed, as a forger does it: with an end record that fits what was made of the bundle."""
+    tally = Tally()
+    written = b""
+    for each in bundle:
+        line = json.dumps(each).encode() + b"\n"
+        if each["type"] == "end" and sealed:
+            line = tally.end().model_dump_json().encode() + b"\n"
+        elif each["type"] in KINDS:
+            tally.add(RECORD.validate_python(each), line)
+        written += line
+    file.write_bytes(written)
+    return file
+
+
+def later(made: str, **by: int) -> str:
+    return (datetime.fromisoformat(made) + timedelta(**by)).isoformat()
 
 
 def found(result: Result) -> set[str]:
@@ -111,9 +137,10 @@ def rewrite(lines: Lines, **changes: Any) -> None:
 
 
 def rewrite_unlogged(lines: Lines, **changes: Any) -> None:
-    """The same, without the leaves that would show it."""
+    """The same, without the leaves that would show it, and with a head that misses none."""
     rewrite(lines, **changes)
     drop(lines, *of(lines, "leaf"))
+    edit(of(lines, "head")[0], logged=0)
 
 
 LONG_AGO = "2026-01-01T00:00:00.000000Z"
@@ -134,26 +161,28 @@ SPOILT: list[tuple[str, str, Change, set[str]]] = [
     ("a leaf of all is left out", "all", lambda b: drop(b, of(b, "leaf")[4]),
      {"leaf", "checkpoint", "exported checkpoint"}),
     ("the last leaf of all", "all", lambda b: drop(b, of(b, "leaf")[-1]),
-     {"checkpoint", "exported checkpoint"}),
+     {"leaf", "checkpoint", "exported checkpoint"}),
     ("a proof of a prefix", "agent", lambda b: edit(of(b, "checkpoint")[0], proof=[]),
      {"checkpoint"}),
     ("a signature", "agent", lambda b: edit(
         of(b, "checkpoint")[2], note=of(b, "checkpoint")[2]["note"].replace("\n12\n", "\n13\n")),
-     {"checkpoint", "exported checkpoint"}),
+     {"bundle", "checkpoint"}),
+    ("a checkpoint is left out", "all", lambda b: drop(b, of(b, "checkpoint")[1]),
+     {"exported checkpoint"}),
+    ("the newest is left out", "agent", lambda b: drop(b, of(b, "checkpoint")[-1]),
+     {"bundle", "checkpoint"}),
+    ("the last leaves", "agent", lambda b: drop(b, *of(b, "leaf")[-3:]), {"leaf"}),
+    ("a second end", "agent", lambda b: b.append(b[-1]), {"bundle"}),
+    ("no end", "agent", lambda b: drop(b, b[-1]), {"bundle"}),
+    ("all checkpoints are left out", "all", lambda b: drop(b, *of(b, "checkpoint")),
+     {"bundle", "checkpoint"}),
     ("a chain that was rewritten", "agent", lambda b: rewrite(b, cost="0"), {"leaf"}),
     ("a chain that was rewritten, without leaves", "agent",
      lambda b: rewrite_unlogged(b, created_at=LONG_AGO), {"leaf"}),
     ("a chain without moments, without leaves", "agent",
      lambda b: rewrite_unlogged(b, created_at="long ago"), {"leaf"}),
-    ("a checkpoint is left out", "all", lambda b: drop(b, of(b, "checkpoint")[1]),
-     {"exported checkpoint"}),
-    ("the newest is left out", "agent", lambda b: drop(b, of(b, "checkpoint")[-1]),
-     {"checkpoint", "exported checkpoint"}),
-    ("all checkpoints are left out", "all", lambda b: drop(b, *of(b, "checkpoint")),
-     {"checkpoint", "exported checkpoint"}),
     ("the key", "agent", lambda b: edit(b[0], key=str(OTHER_KEY.verifier)), {"key"}),
     ("no key", "agent", lambda b: edit(b[0], key="x"), {"key"}),
-    ("nothing is left", "agent", lambda b: b.clear(), {"bundle"}),
     ("no beginning", "agent", lambda b: drop(b, b[0]), {"bundle"}),
     ("two beginnings", "agent", lambda b: b.insert(3, b[0]), {"bundle"}),
     ("an agent comes twice", "all", lambda b: b.extend(of(b, "event")[:6]),
@@ -168,11 +197,118 @@ SPOILT: list[tuple[str, str, Change, set[str]]] = [
 def test_a_bundle_that_was_changed_is_found_out(
     kept: dict[str, Any], tmp_path: Path, what: str, scope: str, change: Change, by: set[str]
 ) -> None:
-    lines = [json.loads(line) for line in kept[scope].read_text().splitlines()]
-    change(lines)
-    spoilt = tmp_path / "spoilt.jsonl"
-    spoilt.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert found(verify(kept, spoilt)) == by
+    changed = read(kept[scope])
+    change(changed)
+    assert found(verify(kept, write(tmp_path / "spoilt.jsonl", changed))) == by
+
+
+def unlog(bundle: Lines) -> None:
+    """The last three leaves, and the head as if there never were any."""
+    drop(bundle, *of(bundle, "leaf")[-3:])
+    edit(of(bundle, "head")[0], logged=of(bundle, "head")[0]["logged"] - 3)
+
+
+def cut_alike(bundle: Lines) -> None:
+    """The last logged event, what came after it, its leaf, and the head set to the one before."""
+    drop(bundle, *of(bundle, "event")[5:], of(bundle, "leaf")[-1])
+    last = of(bundle, "event")[-1]
+    edit(of(bundle, "head")[0], seq=5, hash=last["event_hash"], logged=5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(unlog, cut_alike),
+        lambda b: drop(b, *of(b, "leaf")[-3:], b[-1]),
+        lambda b: drop(b, *b[7:]),
+        lambda b: drop(b, of(b, "head")[0]),
+    ],
+)
+def test_a_bundle_that_lost_records_shows_it(
+    kept: dict[str, Any], tmp_path: Path, change: Change
+) -> None:
+    thinned = read(kept["agent"])
+    change(thinned)
+    result = verify(kept, write(tmp_path / "thinned.jsonl", thinned, sealed=False))
+    assert "bundle" in found(result)
+
+
+def test_what_was_lost_is_counted_and_what_was_touched_is_told(
+    kept: dict[str, Any], tmp_path: Path
+) -> None:
+    thinned = read(kept["agent"])
+    drop(thinned, of(thinned, "leaf")[-1])
+    told = verify(kept, write(tmp_path / "thinned.jsonl", thinned, sealed=False)).stdout
+    assert "it was written with 6 leaf records and has 5" in told
+    touched = tmp_path / "touched.jsonl"
+    touched.write_bytes(kept["agent"].read_bytes().replace(b'"type":', b'"type": ', 1))
+    assert found(verify(kept, touched)) == {"bundle"}
+
+
+def test_what_a_forger_of_one_agents_bundle_can_hide(kept: dict[str, Any], tmp_path: Path) -> None:
+    """The end record is not signed; docs/audit.md says so."""
+    forged = read(kept["agent"])
+    cut_alike(forged)
+    assert found(verify(kept, write(tmp_path / "forged.jsonl", forged))) == set()
+
+
+def test_events_that_are_older_than_a_checkpoint_have_their_leaves(
+    kept: dict[str, Any], tmp_path: Path
+) -> None:
+    """The events' own moments are hashed, and those of the checkpoints are the auditor's."""
+    (path,) = kept["checkpoints"].iterdir()
+    *before, last = [json.loads(line) for line in path.read_text().splitlines()]
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    told = [*before, {**last, "at": later(last["at"], hours=2)}]
+    lines = [json.dumps(each, separators=(",", ":"), ensure_ascii=False) for each in told]
+    (exported / path.name).write_text("\n".join(lines) + "\n")
+    given = ("--key", kept["key"], "--checkpoints", str(exported))
+    assert found(verify(kept, kept["tenant"], *given)) == set()
+    forged = read(kept["tenant"])
+    unlog(forged)
+    assert found(verify(kept, write(tmp_path / "forged.jsonl", forged), *given)) == {"leaf"}
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(b"", "it is empty"), (b"{\n", "no record"), (b'{"type":"log"', "in the middle of line 1")],
+)
+def test_what_is_no_bundle_is_refused(
+    kept: dict[str, Any], tmp_path: Path, content: bytes, told: str
+) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_bytes(content)
+    result = verify(kept, file)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert told in result.stderr
+    file.write_bytes(kept["all"].read_bytes()[:-1])
+    assert verify(kept, file).exit_code == 2
+
+
+def test_a_bundle_of_an_older_version_is_verified_with_a_warning(
+    kept: dict[str, Any], tmp_path: Path
+) -> None:
+    old = read(kept["agent"])[:-1]
+    edit(old[0], version=1)
+    del old[0]["at"], old[0]["size"]
+    for head in of(old, "head"):
+        del head["logged"]
+    file = write(tmp_path / "old.jsonl", old)
+    result = verify(kept, file)
+    assert found(result) == set()
+    assert json.loads(result.stdout)["whole"] is False
+    told = CliRunner().invoke(audit, ["verify", str(file)]).stdout
+    assert "It has no end record" in told
+    assert "What is in it holds." in told
+
+
+def test_checkpoints_are_where_they_are_said_to_be(kept: dict[str, Any], tmp_path: Path) -> None:
+    nowhere = tmp_path / "empty"
+    nowhere.mkdir()
+    result = verify(kept, kept["all"], "--checkpoints", str(nowhere))
+    assert found(result) == {"exported checkpoint"}
+    assert f"no exported checkpoints were found in {nowhere}" in result.stdout
 
 
 def test_another_logs_key_is_told(kept: dict[str, Any]) -> None:
@@ -181,18 +317,40 @@ def test_another_logs_key_is_told(kept: dict[str, Any]) -> None:
     assert CliRunner().invoke(audit, ["verify", str(kept["all"]), "--key", "x"]).exit_code == 2
 
 
-def test_checkpoints_that_are_ahead_of_the_bundle_are_told(
-    kept: dict[str, Any], tmp_path: Path
+def cut_to_the_second_checkpoint(bundle: Lines) -> None:
+    """What the bundle of everything was, before the last round: or what a forger makes of it."""
+    drop(bundle, *of(bundle, "leaf")[-4:], of(bundle, "checkpoint")[-1])
+    edit(bundle[0], size=8)
+    for head in of(bundle, "head"):
+        edit(head, logged=head["logged"] - 2)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "more", "by"),
+    [(-2, (), set()), (-2, ("--strict",), {"exported checkpoint"}),
+     (2, (), {"exported checkpoint"})],
+)  # fmt: skip
+def test_newer_checkpoints_say_nothing_against_a_bundle_that_was_made_before_them(
+    kept: dict[str, Any], tmp_path: Path, minutes: int, more: tuple[str, ...], by: set[str]
 ) -> None:
-    lines = kept["all"].read_text().splitlines()
-    leaves = [line for line in lines if '"leaf"' in line]
-    newest = [line for line in lines if '"checkpoint"' in line][-1]
-    older = tmp_path / "older.jsonl"
-    left = [line for line in lines if line not in leaves[-4:] and line != newest]
-    older.write_text("\n".join(left) + "\n")
-    told = verify(kept, older)
-    assert found(told) == {"exported checkpoint"}
-    assert "it was cut" in told.stdout
+    older = read(kept["all"])
+    cut_to_the_second_checkpoint(older)
+    edit(older[0], at=later(older[0]["at"], minutes=minutes))
+    file = write(tmp_path / "older.jsonl", older)
+    given = ("--key", kept["key"], "--checkpoints", str(kept["checkpoints"]), *more)
+    result = verify(kept, file, *given)
+    assert found(result) == by
+    assert ("it was cut" in result.stdout) is bool(by)
+    assert json.loads(result.stdout)["newer"] == (0 if by else 1)
+    told = CliRunner().invoke(audit, ["verify", str(file), *given]).stdout
+    newer = "1 exported checkpoint is newer than this bundle: export again to have it looked at."
+    assert (newer in told) is not bool(by)
+
+
+def test_to_reach_the_newest_checkpoint_some_are_needed(kept: dict[str, Any]) -> None:
+    assert found(verify(kept, kept["all"], "--strict", "--checkpoints", str(kept["checkpoints"])))\
+        == set()  # fmt: skip
+    assert verify(kept, kept["all"], "--strict").exit_code == 2
 
 
 @pytest.mark.parametrize("arguments", [[], ["--live", "FILE"]])
@@ -207,7 +365,7 @@ def test_whose_to_export_has_to_be_said(tmp_path: Path) -> None:
 
 def test_a_person_is_told_in_words(kept: dict[str, Any]) -> None:
     told = CliRunner().invoke(audit, ["verify", str(kept["all"])]).stdout
-    assert "13 events of 2 agents, 12 of them in the log; 3 checkpoints, 0 exported ones." in told
-    assert "1 events are not yet under a checkpoint." in told
+    assert "13 events of 2 agents, 12 of them in the log; 3 checkpoints, 0 exported." in told
+    assert "1 event is not yet under a checkpoint." in told
     assert "taken on trust" in told
     assert "All of it holds." in told

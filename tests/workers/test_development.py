@@ -6,9 +6,9 @@ import httpx
 import pytest
 
 from shared.config import Settings, provider_configs
-from workers.development import UpError, development_key, greeting
+from workers.development import UpError, development_key, greeting, write_env
 
-SIGNED_UP = {"api_key": "ainfera_new", "agent_id": "an-agent"}
+SIGNED_UP = {"api_key": "ainfera_new", "agent_id": "an-agent", "tenant_id": "a-tenant"}
 ENVIRONMENT = {"AINFERA_INTERNAL_KEY": "internal", "SIGNUP_MODE": "open"}
 
 
@@ -28,6 +28,15 @@ async def test_a_new_agent_is_signed_up_and_kept(tmp_path: Path) -> None:
     ) as client:
         assert await development_key(client, ENVIRONMENT, path) == "ainfera_new"
     assert "AINFERA_API_KEY=ainfera_new" in path.read_text()
+    assert "AINFERA_TENANT_ID=a-tenant" in path.read_text()
+
+
+async def test_a_kept_agent_is_taken_again_and_its_tenant_told(tmp_path: Path) -> None:
+    path = tmp_path / "dev.env"
+    write_env(path, {"AINFERA_API_KEY": "ainfera_kept", "AINFERA_AGENT_ID": "kept"})
+    async with gateway(kept=httpx.Response(200, json={"tenant_id": "its-tenant"})) as client:
+        assert await development_key(client, ENVIRONMENT, path) == "ainfera_kept"
+    assert "AINFERA_TENANT_ID=its-tenant" in path.read_text()
 
 
 @pytest.mark.parametrize("status", [401, 409, 500, 503])

@@ -75,8 +75,11 @@ async def test_a_day_leaves_out_what_needs_all_of_them(ledger: Ledger) -> None:
 async def test_finance_reads_a_trial_balance(ledger: Ledger, kept_books: Books) -> None:
     done = await ledger("trial-balance")
     assert done.exit_code == 0, done.stderr
-    heading, *_, last = done.stdout.rstrip().splitlines()
+    heading, *between, last = done.stdout.rstrip().splitlines()
     assert heading.split() == list(TRIAL_HEADINGS)
+    names = {line.split()[1]: line.split()[2:-3] for line in between}
+    assert names["00000000-0000-0000-0000-000000000007"] == ["stripe", "clearing"]
+    assert all(names.values())
     assert last.split() == ["sum", "80.500000001", "80.500000001", "0.000000000"]
 
 

@@ -73,6 +73,15 @@ async def test_it_streams_word_by_word() -> None:
     assert end_of(events).usage.output_tokens == 30
 
 
+@pytest.mark.parametrize("fail", ["nonsense", 1, ["midstream"]])
+async def test_a_failure_that_it_does_not_know_is_refused(fail: Any) -> None:
+    (refused,) = await answer(metadata={"simulate": {"fail": fail}})
+    assert isinstance(refused, Failed)
+    assert (refused.failure.code, refused.failure.status) == ("invalid_request", 400)
+    assert refused.failure.detail == {"param": "metadata.simulate.fail"}
+    assert "before_first_token, midstream, hang" in refused.failure.message
+
+
 @pytest.mark.parametrize("limit", [1, 7])
 async def test_it_keeps_to_max_tokens(limit: int) -> None:
     events = await answer(max_tokens=limit, metadata={"simulate": {"tokens": 30}})
@@ -146,7 +155,7 @@ async def test_its_failure_rate_is_drawn_from_the_call() -> None:
 
 
 @pytest.mark.parametrize(
-    "simulate", ["no json", [1], {"tokens": -1}, {"latency_ms": "x"}, {"fail": 3}, {"tokens": "9"}]
+    "simulate", ["no json", [1], {"tokens": -1}, {"latency_ms": "x"}, {"tokens": "9"}]
 )
 async def test_wishes_that_make_no_sense_are_passed_over(simulate: Any) -> None:
     assert end_of(await answer(metadata={"simulate": simulate})) == end_of(await answer())

@@ -15,7 +15,7 @@ import pytest_asyncio
 from shared.config import Settings
 from shared.db import APP_ROLE, Connection, Database, connect
 from shared.domain.audit import event_hash
-from shared.domain.audit_bundle import Fault
+from shared.domain.audit_findings import Fault
 from shared.domain.checkpoint import entry
 from shared.domain.merkle import cover, fold, grow, leaf_hash
 from shared.log_key import log_key

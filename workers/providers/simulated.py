@@ -42,6 +42,7 @@ from workers.providers.schema_example import example
 from workers.providers.watch import OutOfTime, Silent
 
 NAME = "simulated"
+FAILURES = ("before_first_token", "midstream", "hang")
 MAX_TOKENS = 100_000
 LEXICON = (
     "a all an and answer any as at begins between by call carries clear each ends every "
@@ -87,6 +88,9 @@ class SimulatedProvider:
         deadline_s = total_s if call.deadline_s is None else min(call.deadline_s, total_s)
         ends_at = asyncio.get_running_loop().time() + deadline_s
         wishes = self._wishes(call)
+        if wishes.fail is not None and wishes.fail not in FAILURES:
+            yield Failed(_unknown_failure())
+            return
         written = script(call, wishes.tokens)
         if wishes.fail == "hang":
             await asyncio.sleep(min(self._settings.idle_deadline_s, deadline_s))
@@ -116,7 +120,7 @@ class SimulatedProvider:
         token = _number(asked, "token_ms", settings.simulated_token_ms)
         tokens = asked.get("tokens")
         return Wishes(
-            fail=asked.get("fail") or self._mishap(call),
+            fail=self._mishap(call) if asked.get("fail") is None else asked["fail"],
             first_token_s=first / 1000,
             token_s=token / 1000,
             tokens=min(tokens, MAX_TOKENS) if isinstance(tokens, int) and tokens > 0 else None,
@@ -146,6 +150,12 @@ def _asked_for(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
 def _number(asked: Mapping[str, Any], name: str, default: float) -> float:
     value = asked.get(name)
     return max(float(value), 0.0) if isinstance(value, int | float) else default
+
+
+def _unknown_failure() -> Failure:
+    field = "metadata.simulate.fail"
+    known = ", ".join(FAILURES)
+    return Failure("invalid_request", 400, f"{field}: must be one of {known}", {"param": field})
 
 
 def _on_demand() -> Failure:
