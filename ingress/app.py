@@ -25,6 +25,7 @@ from ingress import (
     ledger,
     measures,
     operations,
+    quotes,
     reads,
     usage,
     wallets,
@@ -40,7 +41,6 @@ from ingress.limits import AddressLimit, default_limits, limit_strangers
 from ingress.middleware import RequestContext
 from ingress.openapi import describe
 from ingress.relay import Relay
-from shared.catalog import open_catalog
 from shared.config import VERSION, Settings, active_providers
 from shared.control import KEY_REVOKED, ControlListener
 from shared.db import Database
@@ -50,7 +50,9 @@ from shared.heap import settle_heap
 from shared.kept import KeptCalls
 from shared.keys import agent_key_sealer
 from shared.killswitch import Killswitch
+from shared.live_catalog import LiveCatalog
 from shared.queue import InferenceQueue, queue_limits
+from shared.quotes import Quotes
 from shared.valkey import open_valkey
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,7 @@ DIALECT_OF_PATH = {
 # What no provider call may take is not slow but lost.
 LOST_AFTER_S = 30.0
 ROUTERS = (
-    *(inference, inferences, events, discovery, agents, keys, wallets, ledger, usage),
+    *(inference, quotes, inferences, events, discovery, agents, keys, wallets, ledger, usage),
     *(attributions, reads, audit, annex_iv),
     *(operations, measures, dead_letters, killswitches),
 )
@@ -110,12 +112,13 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
         followers=Followers(redis, settings.replay_step_ms / 1000),
     )
 
-    killswitch = Killswitch(db)
+    killswitch, live_catalog = Killswitch(db), LiveCatalog(db)
 
     def obey(order: Mapping[str, Any]) -> None:
         if order["type"] == KEY_REVOKED:
             keyring.forget(order["key_hash"])
         killswitch.obey(order)
+        live_catalog.obey(order)
 
     kept = KeptCalls(db, settings)
     ends = Ends(kept, settings, settings.call_deadline_s + LOST_AFTER_S)
@@ -124,6 +127,7 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
         """What was said while nobody listened is not known, so nothing kept is trusted then."""
         keyring.forget_all()
         killswitch.missed()
+        live_catalog.missed()
 
     control = ControlListener(redis, obey, missed)
     try:
@@ -131,15 +135,17 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
         last_use.start()
         await relay.start()
         await killswitch.start()
+        await live_catalog.start()
         await control.start()
         deps = Deps(
             settings=settings,
             db=db,
             redis=redis,
             keyring=keyring,
-            catalog=await open_catalog(db),
+            live_catalog=live_catalog,
             relay=relay,
             kept=kept,
+            quotes=Quotes(db, settings),
             ends=ends,
             queue=queue,
             killswitch=killswitch,
@@ -152,6 +158,7 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
         await ends.aclose()
         await kept.aclose()
         await control.aclose()
+        await live_catalog.aclose()
         await killswitch.aclose()
         await relay.aclose()
         await last_use.aclose()

@@ -22,7 +22,9 @@ from shared.domain.candidate import Catalog
 from shared.errors import Draining, Overloaded
 from shared.kept import KeptCalls
 from shared.killswitch import Killswitch
+from shared.live_catalog import LiveCatalog
 from shared.queue import InferenceQueue
+from shared.quotes import Quotes
 
 if TYPE_CHECKING:
     from ingress.auth import KeyCache
@@ -65,9 +67,10 @@ class Deps:
     db: Database
     redis: Redis
     keyring: "KeyCache"
-    catalog: Catalog
+    live_catalog: LiveCatalog
     relay: Relay
     kept: KeptCalls
+    quotes: Quotes
     ends: Ends
     queue: InferenceQueue
     killswitch: Killswitch
@@ -76,6 +79,11 @@ class Deps:
     providers: Mapping[str, ProviderConfig] = field(default_factory=provider_configs)
     drain: Drain = field(default_factory=Drain)
     counted: Counted = field(default_factory=Counted)
+
+    @property
+    def catalog(self) -> Catalog:
+        """As it is now; who needs it twice for one answer keeps it."""
+        return self.live_catalog.current
 
 
 def get_deps(request: Request) -> Deps:

@@ -14,6 +14,7 @@ CONTROL_CHANNEL = "ainfera:control"
 KEY_REVOKED = "key.revoked"
 CANCEL = "cancel"
 KILLSWITCH = "killswitch"
+CATALOG = "catalog.changed"
 
 log = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from shared.config import Settings
 from shared.domain.candidate import Catalog
 from shared.kept import KeptCalls
 from shared.killswitch import Killswitch
+from shared.live_catalog import LiveCatalog
 from shared.publisher import Publisher
 from workers.ledger import Ledger
 from workers.providers import Provider
@@ -72,7 +73,12 @@ class Deps:
     kept: KeptCalls
     publisher: Publisher
     providers: Mapping[str, Provider]
-    catalog: Catalog
+    live_catalog: LiveCatalog
     cancellations: Cancellations
     killswitch: Killswitch
     monotonic: Callable[[], float]
+
+    @property
+    def catalog(self) -> Catalog:
+        """As it is now."""
+        return self.live_catalog.current

@@ -9,13 +9,13 @@ from typing import Any
 import httpx
 from arq import cron
 
-from shared.catalog import open_catalog
 from shared.config import Settings, provider_configs
 from shared.control import CANCEL, ControlListener
 from shared.db import Database
 from shared.heap import settle_heap
 from shared.kept import KeptCalls
 from shared.killswitch import Killswitch
+from shared.live_catalog import LiveCatalog
 from shared.publisher import Publisher
 from shared.queue import (
     BOOKS_QUEUE,
@@ -26,6 +26,7 @@ from shared.queue import (
 )
 from shared.replay_stream import ReplayLimits
 from shared.valkey import open_queue
+from workers.capture_guard import guard_captures
 from workers.checkpoints import Checkpointer
 from workers.dead_letters import tend_dead_letters
 from workers.deps import Cancellations, Deps
@@ -35,6 +36,7 @@ from workers.inference import run_inference
 from workers.kept import drive_kept_calls, forget_kept_calls
 from workers.ledger import Ledger
 from workers.providers import build_providers, open_transport
+from workers.quotes import forget_old_quotes
 from workers.spending import SpendWatch
 from workers.sweep import BooksDeps, expire_grants, release_expired_holds, sign_checkpoint
 
@@ -71,26 +73,31 @@ def inference_worker(settings: Settings) -> FleetWorker:
         http = open_transport()
         cancellations = Cancellations()
 
-        killswitch = Killswitch(db)
+        killswitch, live_catalog = Killswitch(db), LiveCatalog(db)
 
         def obey(order: Mapping[str, Any]) -> None:
             if order["type"] == CANCEL:
                 cancellations.cancel(order["inference_id"])
             killswitch.obey(order)
+            live_catalog.obey(order)
+
+        def missed() -> None:
+            killswitch.missed()
+            live_catalog.missed()
 
         await killswitch.start()
-        control = ControlListener(ctx["redis"], obey, missed=killswitch.missed)
+        await live_catalog.start()
+        control = ControlListener(ctx["redis"], obey, missed)
         await control.start()
-        catalog = await open_catalog(db)
-        catalogued = {model.provider for model in catalog.candidates}
-        ctx["opened"] = (control, killswitch, publisher, ledger, http, db)
+        catalogued = {model.provider for model in live_catalog.current.candidates}
+        ctx["opened"] = (control, live_catalog, killswitch, publisher, ledger, http, db)
         ctx["deps"] = Deps(
             settings=settings,
             ledger=ledger,
             kept=KeptCalls(db, settings),
             publisher=publisher,
             providers=build_providers(settings, configs, http, catalogued),
-            catalog=catalog,
+            live_catalog=live_catalog,
             cancellations=cancellations,
             killswitch=killswitch,
             monotonic=time.perf_counter,
@@ -162,6 +169,8 @@ def books_worker(settings: Settings) -> FleetWorker:
             cron(sign_checkpoint, second=checkpoint_at, run_at_startup=True, keep_result=0),
             cron(forget_kept_calls, minute=set(range(60)), run_at_startup=True, keep_result=0),
             cron(tend_dead_letters, second={5, 20, 35, 50}, run_at_startup=True, keep_result=0),
+            cron(guard_captures, second={25}, run_at_startup=True, keep_result=0),
+            cron(forget_old_quotes, minute=set(range(0, 60, 5)), keep_result=0),
             cron(expire_grants, minute={0, 15, 30, 45}, run_at_startup=True, keep_result=0),
         ],
         kind="books",

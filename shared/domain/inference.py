@@ -82,7 +82,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class RoutingHint:
-    """The caller's wishes for a routed call; None everywhere means: the policy decides."""
+    """The caller's wishes for a routed call; None everywhere means: the policy decides.
+
+    `quote_id` names the quote that the call shall be served by, a pinned one too.
+    """
 
     task_type: str | None = None
     min_quality: Decimal | None = None
@@ -91,6 +94,7 @@ class RoutingHint:
     latency_cap_ms: int | None = None
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
+    quote_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

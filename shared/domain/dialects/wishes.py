@@ -37,6 +37,7 @@ HINT_FIELDS = frozenset(
         "latency_cap_ms",
         "allow",
         "deny",
+        "quote_id",
     }
 )
 
@@ -68,6 +69,7 @@ def read_hint(body: Mapping[str, Any]) -> RoutingHint:
         latency_cap_ms=optional_int(hint, "latency_cap_ms", 0, at),
         allow=_slugs(hint.get("allow"), at + "allow"),
         deny=_slugs(hint.get("deny"), at + "deny"),
+        quote_id=optional_string(hint, "quote_id", at),
     )
 
 
