@@ -2,8 +2,8 @@
 
 A provider is `{id, models: [{id, match, prices}]}`. `match` is a clause: one of `equals`,
 `starts_with`, `ends_with`, `contains`, `regex`, or `and`/`or` of such; the first model of a
-provider that matches a name is meant, in any case of letters. `prices` are in USD per million tokens
-(`input_mtok`, `output_mtok`, `cache_read_mtok`, `cache_write_mtok`), each a number or
+provider that matches a name is meant, in any case of letters. `prices` are in USD per million
+tokens (`input_mtok`, `output_mtok`, `cache_read_mtok`, `cache_write_mtok`), each a number or
 `{base, tiers}`; or a list of `{constraint, prices}`, where the last one that holds counts.
 Its source is https://github.com/pydantic/genai-prices, the schema beside its `data.json`.
 """

@@ -21,6 +21,7 @@ import migrations
 from migrations.run import MIGRATION_LOCK
 from shared.attribution import CallAttributionRow
 from shared.audit_log import AuditLeafRow
+from shared.capture_guard import CaptureGuardRow
 from shared.config import Settings
 from shared.db import APP_ROLE, Connection, Database, connect, driver_dsn, owner_engine
 from shared.dead_letters import DeadLetterRow
@@ -30,6 +31,7 @@ from shared.killswitch import KillswitchCallRow, KillswitchRow, KillswitchThresh
 from shared.master_key import MasterKeyProofRow
 from shared.models import METADATA, AccountRow, LedgerEntryRow
 from shared.operators import OperatorEventRow
+from shared.quotes import QuoteRow, QuoteUseRow
 from tests.workers.ledger_cases import call, ending, hold, new_agent
 from tests.workers.letter_cases import burial
 
@@ -39,6 +41,7 @@ APPEND_ONLY = ("transfers", "routing_outcomes", "receipts", "audit_events")
 ELSEWHERE = (
     AuditLeafRow,
     CallAttributionRow,
+    CaptureGuardRow,
     DeadLetterRow,
     KeptCallRow,
     KillswitchCallRow,
@@ -46,6 +49,8 @@ ELSEWHERE = (
     KillswitchThresholdRow,
     MasterKeyProofRow,
     OperatorEventRow,
+    QuoteRow,
+    QuoteUseRow,
 )
 SEAL_BROKEN = asyncpg.RestrictViolationError
 
