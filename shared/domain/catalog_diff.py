@@ -1,13 +1,13 @@
 """What would change in the catalogue: against another catalogue, or against vendors' prices."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
 from datetime import date
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from shared.domain.candidate import Candidate, Catalog, decimal_text
-from shared.domain.price_list import PRICE_FIELDS, PriceList, prices_on
+from shared.domain.price_list import PRICE_FIELDS, PriceList, prices_on, their_name
 
 # fields that the table of models has no column for: nobody who runs reads them
 NOT_KEPT = frozenset({"expected_latency_ms"})
@@ -73,21 +73,16 @@ def compare_prices(running: Catalog, prices: PriceList, day: date) -> CatalogDif
         if found is None:
             missing.append(candidate.slug)
             continue
-        known.add((candidate.provider, found["id"]))
+        known.add((their_name(candidate.provider), found["id"]))
         changes += _price_changes(candidate, prices_on(found, day))
     return CatalogDiff(tuple(changes), tuple(missing), tuple(_unknown(running, prices, known)))
 
 
-def _unknown(running: Catalog, prices: PriceList, known: Iterable[tuple[str, str]]) -> list[str]:
-    ids = {id(m) for p, name in known for m in prices.models_of(p) if m["id"] == name}
-    return sorted(
-        {
-            f"{provider}/{model['id']}"
-            for provider in sorted({c.provider for c in running.candidates})
-            for model in prices.models_of(provider)
-            if id(model) not in ids
-        }
-    )
+def _unknown(running: Catalog, prices: PriceList, known: Set[tuple[str, str]]) -> list[str]:
+    """Models that the list has of our providers and that we do not have, by the list's names."""
+    providers = {their_name(candidate.provider) for candidate in running.candidates}
+    listed = {(name, model["id"]) for name in providers for model in prices.models_of(name)}
+    return sorted(f"{provider}/{model}" for provider, model in listed - known)
 
 
 def _price_changes(candidate: Candidate, new: Mapping[str, Decimal | None]) -> Iterator[Change]:

@@ -63,12 +63,17 @@ class PriceList:
 
     def models_of(self, provider: str) -> list[Mapping[str, Any]]:
         """The models of one of our providers; none where the list does not have it."""
-        return self.providers.get(THEIR_NAMES.get(provider, provider), [])
+        return self.providers.get(their_name(provider), [])
 
     def find(self, provider: str, name: str) -> Mapping[str, Any] | None:
         """The model that a vendor's name means; the first one that matches."""
         wanted = name.lower()
         return next((m for m in self.models_of(provider) if matches(m["match"], wanted)), None)
+
+
+def their_name(provider: str) -> str:
+    """What the list calls one of our providers."""
+    return THEIR_NAMES.get(provider, provider)
 
 
 def _check_model(model: Any, provider: str) -> None:
