@@ -62,7 +62,7 @@ class Sweep:
 
     def each(self, targets: tuple[str, ...], say: Say, **more: Any) -> dict[str, str]:
         """Each target, streamed and not: the inferences, and what was asked for."""
-        found = {}
+        found: dict[str, str] = {}
         for model in targets:
             for stream in FORMS:
                 found[self.ask(model, self.upstream.will(say), stream=stream, **more)] = model
@@ -78,7 +78,7 @@ Way = Callable[[Sweep], dict[str, str]]
 
 
 def succeeds(sweep: Sweep) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for dialect in PATHS:
         found |= sweep.each(TARGETS, Say(), dialect=dialect)
     return found
@@ -99,17 +99,18 @@ def over_a_cap(sweep: Sweep) -> dict[str, str]:
 
 
 def out_of_funds(sweep: Sweep) -> dict[str, str]:
-    dear = {"max_tokens": 120_000, "routing_hint": {"allow": ["claude-opus-4-7"]}}
+    dear: Any = {"max_tokens": 120_000, "routing_hint": {"allow": ["claude-opus-4-7"]}}
     return sweep.each((*ROUTED, "claude-opus-4-7"), Say(), **dear)
 
 
 def killswitch(sweep: Sweep) -> dict[str, str]:
+    """Engaged for the one tenant."""
     scope = sweep.agent.tenant_id
     engage = "INSERT INTO killswitches (scope, engaged_by) VALUES ($1, 'sweep')"
     sweep.witness.rows(engage, scope)
     order = {"type": KILLSWITCH, "scope": scope, "engaged": True}
     sweep.witness.redis.publish(CONTROL_CHANNEL, orjson.dumps(order))
-    heard = eventually(lambda: stopped(sweep), "the killswitch heard")
+    heard = str(eventually(lambda: stopped(sweep), "the killswitch heard"))
     return {heard: ROUTING_TARGET} | sweep.each(TARGETS, Say())
 
 
@@ -121,7 +122,7 @@ def stopped(sweep: Sweep) -> str | None:
 
 
 def falls_back(sweep: Sweep) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for model in ROUTED:
         for stream in FORMS:
             word = sweep.upstream.will(Say(status=500), on_anthropic=Say())
@@ -135,7 +136,7 @@ def provider_fails(sweep: Sweep) -> dict[str, str]:
 
 def breaks_off(sweep: Sweep) -> dict[str, str]:
     broken = Say(texts=("One ", "two "), broken_after=1)
-    found = {}
+    found: dict[str, str] = {}
     for model in TARGETS:
         found[sweep.ask(model, sweep.upstream.will(broken), stream=True)] = model
     return found
@@ -169,7 +170,7 @@ def left_behind(sweep: Sweep, model: str, *, cancel: bool) -> str:
 
 def leaves_early(sweep: Sweep) -> dict[str, str]:
     """Before the first word, when not even the inference's id is known to the client."""
-    found = {}
+    found: dict[str, str] = {}
     for model in (ROUTING_TARGET, PINNED[0]):
         agent = sweep.signup("early")
         word = sweep.upstream.will(Say(in_lockstep=True, first_waits=True))
@@ -195,10 +196,10 @@ def in_the_background(sweep: Sweep) -> dict[str, str]:
 
 
 def comes_again(sweep: Sweep) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for model in TARGETS:
         word = sweep.upstream.will(Say())
-        again = {"headers": {"idempotency-key": word}}
+        again: Any = {"headers": {"idempotency-key": word}}
         twice = {sweep.ask(model, word, stream=False, **again) for _ in range(2)}
         assert len(twice) == 1
         found[twice.pop()] = model
@@ -243,7 +244,7 @@ async def release(settings: Settings) -> None:
 
 
 def dead_and_discarded(sweep: Sweep) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for model in (ROUTING_TARGET, PINNED[0]):
         inference_id = held(sweep, model, 900)
         item = identity(sweep, inference_id, model) | {

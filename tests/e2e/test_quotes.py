@@ -151,12 +151,12 @@ def test_a_pinned_quote_keeps_its_prices(
     stack: Stack, agent: ainfera.SignupResult, upstream: Upstream, reprice: Reprice
 ) -> None:
     word = upstream.will(Say(input_tokens=1000, output_tokens=500))
-    pinned = {"model": "gpt-5-mini"}
+    pinned: Any = {"model": "gpt-5-mini"}
     quote = held(stack, agent.api_key, word, **pinned)
     before = call(stack, agent.api_key, "native", word, **pinned)
     reprice("gpt-5-mini", "50")
     dearer = call(stack, agent.api_key, "native", word, **pinned)
-    hint = {"routing_hint": {"quote_id": quote["quote_id"]}}
+    hint: Any = {"routing_hint": {"quote_id": quote["quote_id"]}}
     answer = call(stack, agent.api_key, "native", word, **pinned, **hint)
     assert answer.body["cost_usd"] == before.body["cost_usd"]
     assert Decimal(dearer.body["cost_usd"]) > 10 * Decimal(before.body["cost_usd"])
@@ -203,7 +203,7 @@ def test_a_call_that_was_refused_has_not_used_its_quote(
 ) -> None:
     """A quote holds no money: there may be too little, and later enough."""
     word = upstream.will(Say())
-    dear = {"model": "claude-opus-4-7", "max_tokens": 120_000}
+    dear: Any = {"model": "claude-opus-4-7", "max_tokens": 120_000}
     quote = held(stack, agent.api_key, word, **dear)
     funds = quote["funds"]
     assert not funds["allowed"]

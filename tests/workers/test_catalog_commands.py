@@ -221,7 +221,10 @@ class TestCommands:
         await live.start()
         control = ControlListener(redis, live.obey, live.missed)
         await control.start()
-        run = lambda *words: asyncio.to_thread(command, *words)  # noqa: E731
+
+        async def run(*words: Any) -> Any:
+            return await asyncio.to_thread(command, *words)
+
         try:
             unchanged = await run("diff", CATALOG_PATH, "--exit-code")
             assert unchanged.exit_code == 0, unchanged.output
