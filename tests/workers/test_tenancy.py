@@ -54,6 +54,10 @@ RIGHTS = {
     ("kept_calls", "INSERT"),
     ("kept_calls", "UPDATE"),
     ("operator_events", "INSERT"),
+    ("quote_uses", "DELETE"),  # a call that was not accepted gives its quote back
+    ("quote_uses", "INSERT"),
+    ("quote_uses", "UPDATE"),
+    ("quotes", "INSERT"),
     ("tenants", "UPDATE (id)"),  # to lock: `only_locked` refuses every change
 }
 
@@ -92,6 +96,16 @@ async def populated(connection: Connection, kept: KeptCalls) -> Agent:
            INSERT INTO killswitch_calls SELECT id, $2, $1::uuid, 1 FROM switch""",
         agent.tenant_id,
         uuid4(),
+    )
+    await connection.execute(
+        """WITH quote AS (INSERT INTO quotes (id, tenant_id, agent_id, request_hash, routed,
+             model_slug, ruleset_hash, catalog_hash, terms, expires_at)
+             VALUES ($1, $2, $3, '', true, 'm', 'r', 'c', '{}', now()) RETURNING id)
+           INSERT INTO quote_uses (quote_id, tenant_id, inference_id)
+             SELECT id, $2, $1 FROM quote""",
+        uuid4(),
+        UUID(agent.tenant_id),
+        UUID(agent.agent_id),
     )
     await connection.execute("INSERT INTO audit_logged VALUES ($1, 0)", UUID(agent.agent_id))
     return agent
