@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Iterable
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 from uuid import UUID
@@ -19,8 +20,8 @@ from ingress.deps import Deps
 from ingress.reply import Reply
 from shared.control import CANCEL, give_order
 from shared.domain.dialects import DIALECTS
-from shared.domain.inference import CallInfo, Dialect, Failed, Failure
-from shared.errors import Draining, IdempotencyConflict
+from shared.domain.inference import ROUTING_TARGET, CallInfo, Dialect, Failed, Failure
+from shared.errors import Draining
 from shared.queue import Envelope
 from shared.stream import RecordKind, encode_frames, number_frames, unpack_failure
 
@@ -133,6 +134,7 @@ def answer_headers(
         "x-ainfera-agent-id": agent_id,
         "x-ainfera-receipt-id": str(envelope.receipt_id),
         "x-ainfera-audit-url": deps.settings.audit_url(agent_id),
+        "x-ainfera-router": ROUTING_TARGET if envelope.model == ROUTING_TARGET else "direct",
         "request-id": inference_id,
         "x-request-id": inference_id,
     }
@@ -179,7 +181,7 @@ def failure_response(
     spoken = DIALECTS[dialect]
     inference_id = str(envelope.inference_id) if envelope is not None else None
     headers = answer_headers(envelope, None, deps, stream=False) if envelope is not None else {}
-    if failure.code == IdempotencyConflict.code:
+    if failure.status == HTTPStatus.CONFLICT:
         headers["x-should-retry"] = "false"  # SDKs send a 409 again by themselves, in vain
     if failure.code == Draining.code:
         headers["connection"] = "close"  # its next request shall find another instance

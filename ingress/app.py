@@ -26,6 +26,7 @@ from ingress import (
     ledger,
     measures,
     operations,
+    quotes,
     reads,
     routing_policy,
     usage,
@@ -44,7 +45,6 @@ from ingress.middleware import RequestContext
 from ingress.openapi import describe
 from ingress.relay import Relay
 from ingress.scopes import methods_at
-from shared.catalog import open_catalog
 from shared.config import VERSION, Settings, active_providers
 from shared.control import KEY_REVOKED, TENANT_POLICY, ControlListener
 from shared.db import Database
@@ -62,8 +62,9 @@ from shared.heap import settle_heap
 from shared.kept import KeptCalls
 from shared.keys import agent_key_sealer
 from shared.killswitch import Killswitch
-from shared.policy_book import PolicyBook
+from shared.live_routing import LiveRouting
 from shared.queue import InferenceQueue, queue_limits
+from shared.quotes import Quotes
 from shared.valkey import open_valkey
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ DIALECT_OF_PATH = {
 # What no provider call may take is not slow but lost.
 LOST_AFTER_S = 30.0
 ROUTERS = (
-    *(inference, inferences, events, discovery, agents, keys, wallets, ledger, usage),
+    *(inference, quotes, inferences, events, discovery, agents, keys, wallets, ledger, usage),
     *(attributions, reads, audit, annex_iv, routing_policy),
     *(operations, measures, dead_letters, killswitches),
 )
@@ -118,8 +119,8 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
     agent_key_sealer(settings.master_key.get_secret_value())  # refuses a key that cannot seal
     redis = open_valkey(settings.redis_url)
     db = Database(settings)
-    policies = PolicyBook(db, settings.routing_preference_live)
-    keyring = KeyCache(db, limits=default_limits(settings), policies=policies)
+    routing = LiveRouting(db, settings)
+    keyring = KeyCache(db, limits=default_limits(settings), policies=routing.policies)
     last_use = LastUse(keyring, db)
     queue = InferenceQueue(redis, queue_limits(settings))
     relay = Relay(
@@ -132,29 +133,31 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
     )
 
     killswitch = Killswitch(db)
-
     kept = KeptCalls(db, settings)
     ends = Ends(kept, settings, settings.call_deadline_s + LOST_AFTER_S)
-    control = listener(redis, keyring, killswitch, policies)
+    control = listener(redis, keyring, killswitch, routing)
     try:
         ends.start()
         last_use.start()
         await relay.start()
         await killswitch.start()
-        await policies.start()
+        await routing.start()
         await control.start()
         deps = Deps(
             settings=settings,
             db=db,
             redis=redis,
             keyring=keyring,
-            catalog=await open_catalog(db),
+            live_catalog=routing.catalog,
             relay=relay,
             kept=kept,
+            quotes=Quotes(db, settings),
             ends=ends,
             queue=queue,
             killswitch=killswitch,
-            policies=policies,
+            policies=routing.policies,
+            latencies=routing.latencies,
+            empirical=routing.empirical,
             public_limit=AddressLimit(settings.public_requests_per_minute),
             signup_limit=AddressLimit(settings.signups_per_minute),
         )
@@ -165,7 +168,7 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
         await kept.aclose()
         await control.aclose()
         await killswitch.aclose()
-        await policies.aclose()
+        await routing.aclose()
         await relay.aclose()
         await last_use.aclose()
         await db.aclose()
@@ -173,7 +176,7 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
 
 
 def listener(
-    redis: Redis, keyring: KeyCache, killswitch: Killswitch, policies: PolicyBook
+    redis: Redis, keyring: KeyCache, killswitch: Killswitch, routing: LiveRouting
 ) -> ControlListener:
     """Who hears the orders that are given to every ingress, not yet listening."""
 
@@ -183,13 +186,13 @@ def listener(
         if order["type"] == TENANT_POLICY:
             keyring.forget_tenant(order["tenant_id"])
         killswitch.obey(order)
-        policies.obey(order)
+        routing.obey(order)
 
     def missed() -> None:
         """What was said while nobody listened is not known, so nothing kept is trusted then."""
         keyring.forget_all()
         killswitch.missed()
-        policies.missed()
+        routing.missed()
 
     return ControlListener(redis, obey, missed)
 

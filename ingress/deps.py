@@ -22,9 +22,13 @@ from shared.domain.candidate import Catalog
 from shared.errors import Draining, Overloaded
 from shared.kept import KeptCalls
 from shared.killswitch import Killswitch
+from shared.latencies import Latencies
+from shared.learning import EmpiricalQuality
+from shared.live_catalog import LiveCatalog
 from shared.log_key import OpenedKey
 from shared.policy_book import PolicyBook
 from shared.queue import InferenceQueue
+from shared.quotes import Quotes
 
 if TYPE_CHECKING:
     from ingress.auth import KeyCache
@@ -67,19 +71,27 @@ class Deps:
     db: Database
     redis: Redis
     keyring: "KeyCache"
-    catalog: Catalog
+    live_catalog: LiveCatalog
     relay: Relay
     kept: KeptCalls
+    quotes: Quotes
     ends: Ends
     queue: InferenceQueue
     killswitch: Killswitch
     policies: PolicyBook
+    latencies: Latencies
+    empirical: EmpiricalQuality
     public_limit: "AddressLimit"
     signup_limit: "AddressLimit"
     providers: Mapping[str, ProviderConfig] = field(default_factory=provider_configs)
     drain: Drain = field(default_factory=Drain)
     counted: Counted = field(default_factory=Counted)
     log_key: OpenedKey = field(default_factory=OpenedKey)
+
+    @property
+    def catalog(self) -> Catalog:
+        """As it is now; who needs it twice for one answer keeps it."""
+        return self.live_catalog.current
 
 
 def get_deps(request: Request) -> Deps:

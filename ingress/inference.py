@@ -21,6 +21,7 @@ from ingress.deps import Deps, get_deps
 from ingress.kept import answer_kept, idempotency_key
 from ingress.limits import Turnstile, limit_headers, turnstile
 from ingress.opening import enqueue, first_word
+from ingress.quoted import give_back, is_replay, quote_named, take_quote
 from shared.attribution import attribution_of
 from shared.domain.dialects import DIALECTS
 from shared.domain.dialects.wishes import HINT_HEADERS, hear_headers
@@ -135,6 +136,29 @@ async def answer_limited(
 
 
 async def answer_call(
+    request: Request,
+    call: InferenceRequest,
+    envelope: Envelope,
+    key: str | None,
+    deps: Deps,
+    limited: Turnstile | None,
+) -> Response:
+    """The call as it is, or at the terms of the quote that it names."""
+    named = quote_named(call, request.headers)
+    if named is None:
+        return await answer_accepted(request, call, envelope, key, deps, limited)
+    envelope = await take_quote(named, call, envelope, key, deps)
+    try:
+        response = await answer_accepted(request, call, envelope, key, deps, limited)
+    except AinferaError:
+        await give_back(envelope, deps)
+        raise
+    if is_replay(response):
+        await give_back(envelope, deps)
+    return response
+
+
+async def answer_accepted(
     request: Request,
     call: InferenceRequest,
     envelope: Envelope,

@@ -8,7 +8,6 @@ little. Prometheus takes the series for ended until it is back.
 import math
 import time
 from typing import Any, cast
-from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
@@ -28,6 +27,7 @@ from shared.metrics import (
     AUDIT_CHAIN_HEIGHT,
     AUDIT_CHECKPOINT_AGE,
     AUDIT_LOG_SIZE,
+    CAPTURE_GUARD_AGE,
     DEAD_LETTERS,
     DEAD_LETTERS_TOTAL,
     DISPATCH_WITHOUT_CAPTURE,
@@ -50,13 +50,11 @@ from shared.spending import Spending, hear_spending
 
 router = APIRouter()
 
-DAY_MS = 24 * 60 * 60 * 1000
-# Counting a day is not done for each of those who ask: scrapes are that far apart anyway.
+# The books are not counted for each of those who ask: scrapes are that far apart anyway.
 BOOKS_KEPT_S = 10.0
 # the age of an event before the first
 NOTHING_YET = math.nan
 
-# Ids are UUIDv7, so the primary key is also an index by time: only the last day is looked at.
 _BOOKS = text(
     """
 SELECT (SELECT coalesce(sum(seq), 0) FROM audit_heads)::float8 AS height,
@@ -65,11 +63,9 @@ SELECT (SELECT coalesce(sum(seq), 0) FROM audit_heads)::float8 AS height,
        (SELECT extract(epoch FROM now() - created_at) FROM audit_checkpoints
          ORDER BY size DESC LIMIT 1)::float8 AS checkpoint_age,
        (SELECT count(*) FROM inferences WHERE state = 'held') AS holds,
-       count(*) FILTER (WHERE i.routed AND i.state NOT IN ('held', 'dead')
-                          AND o.inference_id IS NULL) AS uncaptured,
-       count(*) FILTER (WHERE NOT i.routed AND o.inference_id IS NOT NULL) AS overcaptured
-  FROM inferences i LEFT JOIN routing_outcomes o ON o.inference_id = i.id
- WHERE i.id >= :since
+       g.uncaptured, g.overcaptured,
+       extract(epoch FROM now() - g.checked_until)::float8 AS guard_age
+  FROM capture_guard g
 """
 )
 
@@ -100,8 +96,7 @@ async def _ask_postgres(deps: Deps) -> list[CollectorRegistry]:
 
 
 async def _count_books(s: AsyncSession) -> None:
-    since = UUID(int=(time.time_ns() // 1_000_000 - DAY_MS) << 80)
-    books = (await s.execute(_BOOKS, {"since": since})).one()
+    books = (await s.execute(_BOOKS)).one()
     AUDIT_CHAIN_HEIGHT.set(books.height)
     AUDIT_CHAIN_FRESHNESS.set(NOTHING_YET if books.age is None else books.age)
     AUDIT_LOG_SIZE.set(books.logged)
@@ -109,6 +104,7 @@ async def _count_books(s: AsyncSession) -> None:
     HOLDS_OUTSTANDING.set(books.holds)
     DISPATCH_WITHOUT_CAPTURE.set(books.uncaptured)
     PASSTHROUGH_CAPTURED.set(books.overcaptured)
+    CAPTURE_GUARD_AGE.set(books.guard_age)
     letters = await count_letters(s)
     DEAD_LETTERS.set(letters[LetterState.DEAD])
     for outcome, count in letters.items():

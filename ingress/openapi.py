@@ -37,6 +37,9 @@ from shared.errors import (
     NotFound,
     Overloaded,
     ProviderError,
+    QuoteExpired,
+    QuoteMismatch,
+    QuoteUsed,
     RateLimited,
     RequestTooLarge,
     SpendPolicyExceeded,
@@ -52,7 +55,10 @@ CALL_ERRORS: tuple[type[AinferaError], ...] = (
     SpendPolicyExceeded,
     NotFound,
     IdempotencyConflict,
+    QuoteUsed,
+    QuoteMismatch,
     Cancelled,
+    QuoteExpired,
     RequestTooLarge,
     ModelUnavailable,
     NoCandidateClearsFloor,
@@ -65,6 +71,11 @@ CALL_ERRORS: tuple[type[AinferaError], ...] = (
     Draining,
     KillswitchEngaged,
     DeadlineExceeded,
+)
+_QUOTE_ERRORS = (
+    *(InvalidBody, InvalidApiKey, Forbidden, NotFound, RequestTooLarge),
+    *(ModelUnavailable, NoCandidateClearsFloor, NoCandidateEnrolled, ToolsNotSupported),
+    *(RateLimited, InternalError, Overloaded, KillswitchEngaged),
 )
 _COUNT_ERRORS = (InvalidBody, InvalidApiKey, NotFound, RequestTooLarge, InternalError, Overloaded)
 
@@ -137,6 +148,23 @@ def count(example: Mapping[str, Any]) -> dict[str, Any]:
         "responses": {
             "200": {"description": "The estimate that decisions use.", "content": counted},
             **failures(_COUNT_ERRORS, Dialect.ANTHROPIC),
+        },
+    }
+
+
+def quote(example: Mapping[str, Any]) -> dict[str, Any]:
+    """`openapi_extra` of the route that quotes a call: its body is a call's, in any dialect."""
+    routed = {**example, "model": "ainfera-inference"}
+    held = {**routed, "hold_for_s": 300}
+    quoted = {"application/json": {"schema": schemas.ref("Quote")}}
+    body = _body("InferenceRequest", {"routed": {"value": routed}, "held": {"value": held}})
+    return {
+        **KEY_NEEDED,
+        "parameters": views.QUOTE_PARAMETERS,
+        "requestBody": body,
+        "responses": {
+            "200": {"description": "What the call would choose and cost.", "content": quoted},
+            **failures(_QUOTE_ERRORS, Dialect.NATIVE),
         },
     }
 

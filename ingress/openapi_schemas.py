@@ -81,6 +81,7 @@ _REQUESTS: Schema = {
             "routing_preference": _text(examples=["quality", "balanced", "cost"]),
             "budget_cap_usd": _either(_USD, {"type": "number", "minimum": 0}),
             "latency_cap_ms": _COUNT,
+            "quote_id": {**_ID, "description": "A held quote of this request."},
             "allow": {**_STRINGS, "description": "Slugs or brands; no others are chosen."},
             "deny": {**_STRINGS, "description": "Slugs or brands that are not chosen."},
             "data_class": _text(
@@ -305,6 +306,14 @@ CALL_PARAMETERS: list[Schema] = [
         "schema": {**_text(), "minLength": 1, "maxLength": 255},
     },
     {
+        "name": "x-ainfera-quote",
+        "in": "header",
+        "required": False,
+        "description": "A held quote of this very request (POST /v1/quote), by whose choice and "
+        "prices it is served; `routing_hint.quote_id` is the same.",
+        "schema": _ID,
+    },
+    {
         "name": "traceparent",
         "in": "header",
         "required": False,
@@ -324,6 +333,7 @@ ANSWER_HEADERS: Schema = {
     "x-ainfera-agent-id": _header("Who called.", format="uuid"),
     "x-ainfera-audit-url": _header("Where the agent's chain is verified.", format="uri"),
     "x-ainfera-model": _header("The vendor's id of the model, where it is known by now."),
+    "x-ainfera-router": _header("`ainfera-inference`, or `direct` where the model was named."),
     "x-ainfera-stream-mode": _header("`native` on streams."),
     "x-ainfera-simulated": _header("`true` if no provider was asked."),
     "idempotent-replayed": _header("`true` if this is the answer of an earlier call."),

@@ -41,7 +41,67 @@ def _sums(noun: str, name: str) -> Schema:
     return _thing({noun: _list(row), "has_more": _FLAG})
 
 
+_ASKED: Schema = {
+    "model": _TEXT,
+    "model_used": _TEXT,
+    "provider": _TEXT,
+    "projected_cost_usd": _USD,
+    "maximum_cost_usd": _USD,
+}
+_MONEY: Schema = {"settled_usd": _USD, "held_usd": _USD, "available_usd": _USD}
+QUOTE_PARAMETERS: list[Schema] = [
+    {
+        "name": "dialect",
+        "in": "query",
+        "required": False,
+        "description": "The dialect of the body.",
+        "schema": {
+            "type": "string",
+            "enum": ["native", "anthropic", "openai"],
+            "default": "native",
+        },
+    },
+    {
+        "name": "hold_for_s",
+        "in": "query",
+        "required": False,
+        "description": "Hold the quote for so many seconds; it may also stand in the body.",
+        "schema": _COUNT,
+    },
+]
+
+
 COMPONENTS: Schema = {
+    "Quote": _thing(
+        {
+            "quote_id": _or_null(_ID),
+            "expires_at": _or_null(_MOMENT),
+            "router": _TEXT,
+            **_ASKED,
+            "input_tokens_estimated": _COUNT,
+            "output_tokens_reserved": _COUNT,
+            "fallbacks": _list(_thing(_ASKED)),
+            "funds": _thing(
+                {
+                    "allowed": _FLAG,
+                    **_MONEY,
+                    "required_usd": _USD,
+                    "caps": _list(_thing({"cap": _TEXT, "cap_usd": _USD, **_MONEY})),
+                    "refusal": _or_null(
+                        _thing(
+                            {
+                                "status": _COUNT,
+                                "code": _TEXT,
+                                "message": _TEXT,
+                                "detail": {"type": "object"},
+                            }
+                        )
+                    ),
+                }
+            ),
+            "decision": _or_null({"type": "object"}),
+        }
+    ),
     "UsageBySession": _sums("sessions", "session_id"),
     "UsageByParentAgent": _sums("parent_agents", "parent_agent_id"),
     "UsageDaily": _thing(

@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from sqlalchemy import Select, cast, select, text
+from sqlalchemy import Row, Select, cast, select, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import col
 
@@ -32,7 +32,7 @@ OUTCOME_EVENTS = (
 # The event is of the receipt's own transaction, so it is among the first from its moment on.
 _WITNESS = text(
     """
-SELECT seq FROM audit_events
+SELECT seq, payload::jsonb ->> 'quote_id' AS quote_id FROM audit_events
  WHERE created_at >= :since AND created_at < cast(:since AS timestamptz) + interval '1 minute'
    AND agent_id = :agent_id AND event_type = 'receipt.created'
    AND payload::jsonb ->> 'receipt_id' = :receipt_id
@@ -57,14 +57,19 @@ async def read_receipt(receipt_id: str, request: Request, caller: Mine) -> dict[
             not_found()
         caller.may_see(receipt.agent_id)
         about = {"agent_id": receipt.agent_id, "receipt_id": str(receipt.receipt_id)}
-        seq = await s.scalar(_WITNESS, {"since": receipt.created_at, **about})
-    return _receipt(receipt, deps) | _witnessed(receipt, seq, deps)
+        witness = (await s.execute(_WITNESS, {"since": receipt.created_at, **about})).one_or_none()
+    return _receipt(receipt, deps) | _witnessed(receipt, witness, deps)
 
 
-def _witnessed(receipt: ReceiptRow, seq: int | None, deps: Deps) -> dict[str, Any]:
-    """The event that witnessed the receipt, and where the proof is that it is in the audit log."""
-    proof = f"{deps.settings.base_url}/v1/audit/{receipt.agent_id}/proof?seq={seq}"
-    return {"audit_seq": seq, "proof_url": proof if seq is not None else None}
+def _witnessed(receipt: ReceiptRow, witness: Row[Any] | None, deps: Deps) -> dict[str, Any]:
+    """The event that witnessed the receipt, and where the proof is that it is in the audit log.
+
+    The event also names the quote that the call was served by, if it was.
+    """
+    if witness is None:
+        return {"audit_seq": None, "proof_url": None, "quote_id": None}
+    proof = f"{deps.settings.base_url}/v1/audit/{receipt.agent_id}/proof?seq={witness.seq}"
+    return {"audit_seq": witness.seq, "proof_url": proof, "quote_id": witness.quote_id}
 
 
 def _receipt(receipt: ReceiptRow, deps: Deps) -> dict[str, Any]:

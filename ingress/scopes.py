@@ -38,6 +38,7 @@ ROUTES: Mapping[tuple[str, str], Access] = {
     ("POST", "/v1/messages"): CALL,
     ("POST", "/v1/messages/count_tokens"): CALL,
     ("POST", "/v1/chat/completions"): CALL,
+    ("POST", "/v1/quote"): CALL,
     ("GET", "/v1/inferences/{inference_id}"): OUTCOME,
     ("GET", "/v1/inferences/{inference_id}/events"): OUTCOME,
     ("GET", "/v1/inferences/{inference_id}/decision"): OUTCOME,

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from shared.db import Database, connect
+from shared.db import Connection, Database, connect
 from shared.domain.candidate import Candidate, Catalog, Verdict, price_text
 from shared.domain.conditions import OPT_IN, REGION, DataClass
 from shared.domain.inference import ROUTING_TARGET, Capability
@@ -177,16 +177,21 @@ async def seed_catalog(url: str, catalog: Catalog | None = None) -> Catalog:
     operator's. Rows that the file does not name stay as they are.
     """
     catalog = catalog or load_catalog()
-    rows = [row | {"vendor_created_at": f"{row['created']}T00:00:00Z"} for row in catalog.to_json()]
     connection = await connect(url, None, "ainfera-seed")
     try:
         async with connection.transaction():
-            await connection.execute(_UPSERT, json.dumps(rows))
-            snapshot = _SNAPSHOT.format("$1", "$2")
-            await connection.execute(snapshot, catalog.hash, json.dumps(catalog.to_json()))
+            await write_catalog(connection, catalog)
     finally:
         await connection.close()
     return catalog
+
+
+async def write_catalog(connection: Connection, catalog: Catalog) -> None:
+    """The same in a transaction of the caller's."""
+    rows = [row | {"vendor_created_at": f"{row['created']}T00:00:00Z"} for row in catalog.to_json()]
+    await connection.execute(_UPSERT, json.dumps(rows))
+    snapshot = _SNAPSHOT.format("$1", "$2")
+    await connection.execute(snapshot, catalog.hash, json.dumps(catalog.to_json()))
 
 
 async def open_catalog(db: Database) -> Catalog:

@@ -147,6 +147,10 @@ class Settings(BaseSettings):
     redrive_after_s: float = Field(10.0, gt=0, validation_alias="REDRIVE_AFTER_SECONDS")
     on_disconnect: Literal["cancel", "drain"] = Field("cancel", validation_alias="ON_DISCONNECT")
 
+    # quotes that are held
+    quote_hold_s: int = Field(600, ge=0, le=86_400, validation_alias="QUOTE_HOLD_SECONDS")
+    quotes_per_tenant: int = Field(1_000, ge=0, validation_alias="QUOTES_PER_TENANT")
+
     # the audit log's checkpoints
     checkpoint_s: int = Field(5, ge=1, le=60, validation_alias="CHECKPOINT_SECONDS")
     audit_export_dir: Path | None = Field(None, validation_alias="AUDIT_EXPORT_DIR")

@@ -16,6 +16,7 @@ CANCEL = "cancel"
 KILLSWITCH = "killswitch"
 POLICIES = "policies"
 TENANT_POLICY = "tenant.policy"
+CATALOG = "catalog.changed"
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,10 @@ AinferaError
 ├── UnknownRail             404  unknown_rail
 ├── IdempotencyConflict     409  idempotency_conflict
 ├── HandleTaken             409  handle_taken
+├── QuoteUsed               409  quote_used
+├── QuoteMismatch           409  quote_mismatch
 ├── Cancelled               410  cancelled
+├── QuoteExpired            410  quote_expired
 ├── LetterNotDead           409  letter_not_dead            operators only
 ├── EventsExpired           410  events_expired
 ├── RequestTooLarge         413  request_too_large
@@ -120,6 +123,18 @@ class IdempotencyConflict(AinferaError):
 
 class HandleTaken(AinferaError):
     status, code = 409, "handle_taken"
+
+
+class QuoteUsed(AinferaError):
+    status, code = 409, "quote_used"
+
+
+class QuoteMismatch(AinferaError):
+    status, code = 409, "quote_mismatch"
+
+
+class QuoteExpired(AinferaError):
+    status, code = 410, "quote_expired"
 
 
 class Cancelled(AinferaError):

@@ -70,6 +70,18 @@ local function back_to(lane, id)
 end
 """
 
+# KEYS: queue. ARGV: a fresh id, what is asked of the key's limits. For what counts as a request and
+# is no call: there never is a job of this id.
+ADMIT_ALONE = (
+    _NOW
+    + ADMIT
+    + """
+local told = admit(ARGV[1], ARGV[2], 1)
+redis.call('DEL', job_key(ARGV[1]))
+return told
+"""
+)
+
 # KEYS: queue, bell. ARGV: id, job, payload, ttl (ms), lane, attempts, limited (0 or 1), most
 # jobs, longest wait (us), most jobs in a lane, longest silence of the workers (us), how long ago
 # the call was accepted (us), and what it asks of its key's limits, if the key has any; then the

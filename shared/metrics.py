@@ -96,6 +96,11 @@ PASSTHROUGH_CAPTURED = Gauge(
     "Pinned calls that left a routing_outcomes row; must stay 0.",
     registry=POSTGRES_SAYS,
 )
+CAPTURE_GUARD_AGE = Gauge(
+    "ainfera_capture_guard_age_seconds",
+    "Age of the newest end of a call that the guard of captures has looked at; about a minute.",
+    registry=POSTGRES_SAYS,
+)
 HOLDS_OUTSTANDING = Gauge(
     "ainfera_holds_outstanding", "Holds neither posted nor voided.", registry=POSTGRES_SAYS
 )

@@ -35,6 +35,7 @@ NEW_ID: Any = text("new_id()")
 ALL_SCOPES = "'{call,read,admin}'::text[]"
 HANDLE_KEY = "agents_canonical_uri_key"
 BY_TIME = ("tenant_id", "created_at")
+BY_RANGE: Any = {"postgresql_using": "brin"}
 ENDED: Any = text("settled_at IS NOT NULL")
 EXCEPTIONAL: Any = text("outcome_status <> 'succeeded' OR fallback_chain <> '[]'")
 OF_MODEL = ("chosen_model_slug", "created_at")
@@ -241,6 +242,7 @@ class InferenceRow(SQLModel, table=True):
     __table_args__ = (
         Index("inferences_agent_id_idx", "agent_id", "settled_at", postgresql_where=ENDED),
         Index("inferences_tenant_id_idx", "tenant_id", "settled_at", postgresql_where=ENDED),
+        Index("inferences_settled_at_idx", "settled_at", **BY_RANGE),
         Index(
             "inferences_hold_expires_at_idx",
             "hold_expires_at",

@@ -22,7 +22,8 @@ from shared.config import Settings
 from shared.domain.counting import counted
 from shared.domain.inference import Dialect
 from shared.errors import AinferaError, Draining, Overloaded, RateLimited
-from shared.lanes import ENQUEUE, GIVE_UP, STOP, QueueKeys
+from shared.ids import mint_id
+from shared.lanes import ADMIT_ALONE, ENQUEUE, GIVE_UP, STOP, QueueKeys
 from shared.limiting import Admission, Standing
 
 # all keys of a queue begin with its name; the braces are its hash tag, one slot of a cluster
@@ -157,7 +158,8 @@ class Envelope:
     `kept` says that the call is durable in Postgres, and that its result has to be kept there.
     `model` is the model or routing target asked for, by its canonical name. `tried` counts the
     attempts that were made before the call was replayed from a dead letter. `attribution` says
-    which session and which of the client's own agents it is for, where the client said so.
+    which session and which of the client's own agents it is for, where the client said so. `quote`
+    is the quote that it is served by (`HeldQuote` as JSON).
     """
 
     inference_id: UUID
@@ -173,6 +175,7 @@ class Envelope:
     model: str = ""
     tried: int = 0
     attribution: Mapping[str, str] = field(default_factory=dict)
+    quote: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def pack(self) -> bytes:
         """One JSON line about the call, then the body as it came: the body is never re-encoded."""
@@ -193,6 +196,8 @@ class Envelope:
             head["tried"] = self.tried
         if self.attribution:
             head["attribution"] = self.attribution
+        if self.quote is not None:
+            head["quote"] = self.quote
         return orjson.dumps(head) + b"\n" + self.body
 
     @classmethod
@@ -212,6 +217,7 @@ class Envelope:
             model=fields.get("model", ""),
             tried=fields.get("tried", 0),
             attribution=fields.get("attribution", {}),
+            quote=fields.get("quote"),
             body=body,
         )
 
@@ -246,6 +252,7 @@ class InferenceQueue:
         self._enqueue: AsyncScript = redis.register_script(ENQUEUE)
         self._stop: AsyncScript = redis.register_script(STOP)
         self._give_up: AsyncScript = redis.register_script(GIVE_UP)
+        self._admit: AsyncScript = redis.register_script(ADMIT_ALONE)
 
     async def enqueue(
         self,
@@ -292,6 +299,20 @@ class InferenceQueue:
         in_lane, lanes, per_second = answer[3], answer[4], answer[5] / 1000
         wait_s = retry_after_s(result, depth, in_lane, lanes, per_second, limits)
         return Queued(result, depth, oldest_age_s, wait_s)
+
+    async def admit(self, admission: Admission) -> Standing:
+        """Count a request that is no call against its key's limits; one round trip.
+
+        Raises `RateLimited` where they do not admit it.
+        """
+        # its field of limits needs a job's key, which nobody else has and which goes at once
+        args = [str(mint_id()), admission.pack()]
+        standing = Standing.read(
+            admission.limits, await self._admit(keys=[self._keys.queue], args=args)
+        )
+        if standing.refused:
+            raise over_limit(standing)
+        return standing
 
     async def envelope(self, inference_id: UUID) -> Envelope | None:
         """What the job of this id was enqueued with; None if there is no such job."""

@@ -96,6 +96,7 @@ FOR_EVERYONE = {
     "shared/closing_statement.py _page",  # operators
     "ingress/wallets.py topup",  # money comes from an account of the system
     "shared/catalog.py open_catalog",  # models belong to nobody
+    "shared/quotes.py forget_quotes",  # workers
     "shared/kept.py states",  # one query for the calls of many tenants, each with its own
     "shared/kept.py take",  # workers
     "shared/latencies.py read",  # models belong to nobody

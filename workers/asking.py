@@ -22,9 +22,9 @@ from shared.domain.inference import (
 from shared.domain.ledger import ZERO
 from shared.domain.pricing import Prices, cost, estimated_usage
 from shared.errors import ProviderError
+from shared.holding import outgrown
 from workers.call import Asked, Call, Ending, Outcome
 from workers.deps import Deps
-from workers.holding import outgrown
 from workers.providers import ProviderCall
 from workers.routing import Plan
 

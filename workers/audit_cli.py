@@ -9,16 +9,15 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import typer
-from pydantic import ValidationError
 
 from shared.audit_log import verifier_key
-from shared.domain.audit_bundle import RECORD, EndRecord, LogRecord, Tally
 from shared.domain.audit_findings import Fault, Finding, Kept, Report, moment
 from shared.domain.audit_verifier import Verifier
 from shared.domain.checkpoint import NoteInvalid, VerifierKey, parse_verifier_key
 from shared.domain.counting import counted
 from shared.log_key import check_signature
 from workers.audit_bundle import NoLog, agents_of, bundle, lines
+from workers.audit_reading import BundleReading, NoBundle
 from workers.development import say
 from workers.exports import read_exported
 from workers.terminal import AsJson, Stores, fail, run, say_json, stores
@@ -118,16 +117,12 @@ def verify_command(
         raise typer.Exit(1)
 
 
-class NoBundle(Exception):
-    """Nothing that could be checked; the message says why."""
-
-
 def verify_file(
     file: Path, key: VerifierKey | None, checkpoints: Path | None, *, strict: bool = False
 ) -> Report:
     """Check a bundle; nothing but the file and the kept checkpoints is read. Raises `NoBundle`."""
     verifier, faults = _verifier(key, checkpoints, reach=strict)
-    reading = _Reading()
+    reading = BundleReading()
     with file.open("rb") as opened:
         for line in opened:
             reading.read(line, verifier)
@@ -135,63 +130,6 @@ def verify_file(
     report = _closed(verifier, faults)
     report.whole = reading.has_end
     return report
-
-
-class _Reading:
-    """The lines of a bundle, held against what its end record says of them."""
-
-    def __init__(self) -> None:
-        self._tally = Tally()
-        self._lines = 0
-        self._records = 0
-        self._broken_off = False
-        self._ends_itself = False
-        self.has_end = False
-        self._faults: list[Finding] = []
-
-    def read(self, line: bytes, verifier: Verifier) -> None:
-        self._lines += 1
-        self._broken_off = not line.endswith(b"\n")
-        try:
-            record = RECORD.validate_json(line)
-        except ValidationError:
-            self._find(f"line {self._lines} is no record of a bundle")
-            return
-        self._records += 1
-        if self.has_end:
-            self._find(f"line {self._lines} is behind the bundle's end")
-        if isinstance(record, LogRecord):
-            self._ends_itself = record.version > 1
-        if isinstance(record, EndRecord):
-            self.has_end = True
-            self._check_end(record)
-        else:
-            self._tally.add(record, line)
-            verifier.take(record)
-
-    def close(self) -> list[Finding]:
-        """What was found of the file. Raises `NoBundle`."""
-        if not self._lines:
-            raise NoBundle("it is empty")
-        if self._broken_off:
-            raise NoBundle(f"it breaks off in the middle of line {self._lines}")
-        if not self._records:
-            raise NoBundle("it has no record of one")
-        if self._ends_itself and not self.has_end:
-            self._find(f"it breaks off after line {self._lines}: its end record is missing")
-        return self._faults
-
-    def _check_end(self, told: EndRecord) -> None:
-        there = self._tally.end()
-        for name in sorted(told.records.keys() | there.records.keys()):
-            had, has = told.records.get(name, 0), there.records.get(name, 0)
-            if had != has:
-                self._find(f"it was written with {had} {name} records and has {has}")
-        if told.digest != there.digest:
-            self._find("its lines are not those that its end record was written over")
-
-    def _find(self, what: str) -> None:
-        self._faults.append(Finding(Fault.BUNDLE, what))
 
 
 async def verify_live(stores: Stores, key: VerifierKey | None, checkpoints: Path | None) -> Report:

@@ -25,6 +25,7 @@ from shared.valkey import open_valkey
 from workers import operating
 from workers.audit_cli import audit
 from workers.caps_cli import caps
+from workers.catalog_cli import catalog
 from workers.corrections_cli import corrections
 from workers.dead_letters_cli import dead_letters
 from workers.development import new_secrets, say, up
@@ -57,6 +58,7 @@ main.add_typer(operating.app)
 main.add_typer(audit, name="audit")
 main.add_typer(dead_letters, name="dead-letters")
 main.add_typer(caps, name="caps")
+main.add_typer(catalog, name="catalog")
 main.add_typer(corrections, name="corrections")
 main.add_typer(keys, name="keys")
 main.add_typer(killswitch, name="killswitch")
@@ -140,8 +142,8 @@ def seed() -> None:
     Uses MIGRATION_DATABASE_URL, else DATABASE_URL.
     """
     with told():
-        catalog = asyncio.run(seed_catalog(owner_url()))
-    say(f"The catalogue has {counted(len(catalog.candidates), 'model')}.")
+        seeded = asyncio.run(seed_catalog(owner_url()))
+    say(f"The catalogue has {counted(len(seeded.candidates), 'model')}.")
 
 
 @main.command()

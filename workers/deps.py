@@ -12,6 +12,7 @@ from shared.domain.evidence import Empirical
 from shared.kept import KeptCalls
 from shared.killswitch import Killswitch
 from shared.latencies import Latencies
+from shared.live_catalog import LiveCatalog
 from shared.policy_book import PolicyBook
 from shared.publisher import Publisher
 from workers.ledger import Ledger
@@ -79,10 +80,15 @@ class Deps:
     kept: KeptCalls
     publisher: Publisher
     providers: Mapping[str, Provider]
-    catalog: Catalog
+    live_catalog: LiveCatalog
     cancellations: Cancellations
     killswitch: Killswitch
     policies: PolicyBook
     monotonic: Callable[[], float]
     latencies: Latencies
     empirical: Mapping[str, Mapping[str, Empirical]] = field(default_factory=dict)
+
+    @property
+    def catalog(self) -> Catalog:
+        """As it is now."""
+        return self.live_catalog.current

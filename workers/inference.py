@@ -32,6 +32,7 @@ from shared.errors import (
     NotFound,
     Overloaded,
 )
+from shared.holding import CAPS, Held, out_of_funds, over_cap
 from shared.log import bind_inference, bind_trace
 from shared.queue import Envelope
 from workers.answer import Answer
@@ -39,8 +40,6 @@ from workers.asking import Asking, ask, hold_covers
 from workers.call import Call, Ending, Outcome
 from workers.dead_letters import UNREADABLE, WORKERS_LOST, Cause, Remains, bury
 from workers.deps import Deps
-from workers.holding import CAPS, out_of_funds, over_cap
-from workers.ledger import Held
 from workers.routing import Plan, plan_call
 from workers.settle import FENCED, NotOurs, hold_item, settle
 from workers.told import Told, broken_ending, told_before

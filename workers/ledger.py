@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -10,7 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from shared.db import TRANSIENT, Committer, Database
-from shared.domain.ledger import ZERO
+from shared.holding import Held
 
 log = logging.getLogger(__name__)
 
@@ -18,38 +17,6 @@ OPEN = "open_inferences"
 SETTLE = "end_inferences"
 # New work is turned away when the database is gone for so long; finished work waits for it.
 HOLD_PATIENCE_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What the database said to a hold, or to a larger one; money in US dollars.
-
-    `result` is `OPENED`, `EXTENDED`, `EXISTS`, `SETTLED`, `FENCED`, `UNAVAILABLE`, or a refusal:
-    `AGENT_UNKNOWN`, `PER_CALL_CAP`, `DAILY_CAP`, `TENANT_CAP`, `INSUFFICIENT_FUNDS`. `cap` is the
-    cap at fault; the tenant's figures are known where it has one.
-    """
-
-    result: str
-    attempt: int
-    balance: Decimal = ZERO
-    held: Decimal = ZERO
-    spent_today: Decimal = ZERO
-    cap: Decimal | None = None
-    tenant_spent: Decimal | None = None
-    tenant_held: Decimal | None = None
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any], attempt: int) -> "Held":
-        return cls(
-            result=row["result"],
-            attempt=attempt,
-            balance=row["balance"],
-            held=row["held"],
-            spent_today=row["spent_today"],
-            cap=row["cap"],
-            tenant_spent=row["tenant_spent"],
-            tenant_held=row["tenant_held"],
-        )
 
 
 class Ledger:

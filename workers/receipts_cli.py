@@ -10,16 +10,17 @@ from typing import Annotated, Any
 
 import httpx
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import track
 
 import shared.receipt_verifier as verifier
-from shared.domain.audit_bundle import RECORD, EventRecord, Report, Verifier
+from shared.domain.audit_findings import Report
+from shared.domain.audit_verifier import Verifier
 from shared.domain.capture import columns
 from shared.domain.routing import RULESET_HASH, replay
 from shared.log_key import check_signature
 from shared.receipt_verifier import Check, Json
+from workers.audit_reading import BundleReading, NoBundle
 from workers.terminal import AsJson, fail
 
 receipt = typer.Typer(
@@ -149,14 +150,14 @@ class Chains:
 
 def read_bundle(file: Path) -> Chains:
     """A bundle's events, once it was checked as a whole; exits where it is none."""
-    bundle, hashes = Verifier(check_signature), {}
+    bundle, reading = Verifier(check_signature), BundleReading()
     with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = RECORD.validate_json(line)
-            except ValidationError:
-                fail(f"{file}, line {number} is no record of a bundle.")
-            if isinstance(record, EventRecord):
-                hashes[record.agent_id, record.seq] = record.event_hash
-            bundle.take(record)
-    return Chains(bundle.close(), hashes)
+        for line in lines:
+            reading.read(line, bundle)
+    try:
+        faults = reading.close()
+    except NoBundle as error:
+        fail(f"{file} is no bundle: {error}.")
+    report = bundle.close()
+    report.findings[:0] = faults
+    return Chains(report, reading.hashes)

@@ -1,24 +1,23 @@
-"""Which model is asked, and for how much money: the rule's decision, or the client's own pin."""
+"""Which model is asked, and for how much money: the rule's decision, the client's pin, a quote."""
 
 from dataclasses import dataclass
 from decimal import Decimal
 
 from shared.domain import capture
 from shared.domain.candidate import Candidate
-from shared.domain.evidence import Evidence
-from shared.domain.inference import Failure
 from shared.domain.ledger import ZERO
-from shared.domain.pinning import pinned
-from shared.domain.pricing import hold_amount, projected_cost
-from shared.domain.routing import Decision, Rule, decide, refusal
-from shared.domain.routing_policy import CallerPolicy, RequestFeatures, features
+from shared.domain.planning import (
+    HeldQuote,
+    Planned,
+    Situation,
+    hold_for,
+    plan,
+    plan_quoted,
+)
+from shared.domain.routing import Decision, Rule
+from shared.domain.routing_policy import CallerPolicy, RequestFeatures
 from workers.call import Call, Ending, Outcome
 from workers.deps import Deps
-
-REJECTIONS = {
-    Rule.NONE_CLEARS_FLOOR: Outcome.REJECTED_FLOOR,
-    Rule.NONE_ENROLLED: Outcome.REJECTED_NOT_ENROLLED,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,8 @@ class Plan:
     """The models to ask in order, and the money to hold for the first of them, in USD.
 
     `decision`, and `record` of what it was made from, are None for a pinned model. `refusal` is
-    set, and `candidates` empty, where no model can be asked.
+    set, and `candidates` empty, where no model can be asked. `quote_id` names the quote whose
+    choice and prices these are.
     """
 
     features: RequestFeatures
@@ -36,6 +36,7 @@ class Plan:
     hold_usd: Decimal = ZERO
     refusal: Ending | None = None
     record: capture.Record | None = None
+    quote_id: str | None = None
 
     @property
     def estimated_input_tokens(self) -> int:
@@ -43,55 +44,44 @@ class Plan:
 
     def hold_for(self, candidate: Candidate) -> Decimal:
         """The money to hold before this one of the models is asked, in USD."""
-        return _hold_for(self.features, candidate)
+        return hold_for(self.features, candidate)
 
 
 def plan_call(call: Call, deps: Deps) -> Plan:
-    """Decide for a routed call, look up for a pinned one; pure but for what `deps` holds."""
-    policy = CallerPolicy.from_json(call.envelope.caller["policy"])
-    asked = features(call.request, policy, call.tenant_id)
-    active = frozenset(deps.providers)
-    if not call.request.routed:
-        return _pinned_plan(call, asked, pinned(call.request.model, deps.catalog, asked, active))
-    decision = decide(
-        asked,
+    """The plan of a call; pure but for what `deps` holds."""
+    now = Situation(
         deps.catalog,
-        policy,
-        active,
+        CallerPolicy.from_json(call.envelope.caller["policy"]),
+        frozenset(deps.providers),
         deps.policies.preference_live,
-        seed=call.inference_id,
-        evidence=Evidence(deps.latencies.by_model, deps.empirical.get(asked.task_type, {})),
+        deps.settings.max_fallbacks,
+        call.tenant_id,
+        deps.latencies.by_model,
+        deps.empirical,
     )
-    if decision.chosen is None:
-        ending = Ending(REJECTIONS[decision.rule], failure=refusal(decision))
-        return Plan(asked, decision, refusal=ending, record=capture.record(decision))
-    fallbacks = decision.fallbacks[: deps.settings.max_fallbacks]
-    return _priced(asked, decision, (decision.chosen, *fallbacks))
+    if call.envelope.quote is not None:
+        quote = HeldQuote.from_json(call.envelope.quote)
+        return _plan(plan_quoted(quote, now), quote.id)
+    return _plan(plan(call.request, now, seed=call.inference_id), None)
 
 
-def _pinned_plan(call: Call, asked: RequestFeatures, found: Candidate | Failure) -> Plan:
-    if isinstance(found, Failure):
-        return Plan(asked, refusal=Ending(Outcome.REJECTED_NOT_ENROLLED, failure=found))
-    return _priced(asked, None, (found,))
-
-
-def _priced(
-    asked: RequestFeatures, decision: Decision | None, candidates: tuple[Candidate, ...]
-) -> Plan:
-    chosen = candidates[0]
-    assert chosen.prices is not None, "no model without a price passes enrolment or the pin"
-    reserved = min(asked.reserved_output_tokens, chosen.max_output_tokens)
+def _plan(planned: Planned, quote_id: str | None) -> Plan:
+    refusal = None
+    if planned.failure is not None:
+        refusal = Ending(_rejection(planned.decision), failure=planned.failure)
     return Plan(
-        features=asked,
-        decision=decision,
-        candidates=candidates,
-        projected_usd=projected_cost(chosen.prices, asked.input_tokens, reserved),
-        hold_usd=_hold_for(asked, chosen),
-        record=None if decision is None else capture.record(decision),
+        features=planned.features,
+        decision=planned.decision,
+        candidates=planned.candidates,
+        projected_usd=planned.projected_usd,
+        hold_usd=planned.hold_usd,
+        refusal=refusal,
+        quote_id=quote_id,
+        record=None if planned.decision is None else capture.record(planned.decision),
     )
 
 
-def _hold_for(asked: RequestFeatures, candidate: Candidate) -> Decimal:
-    assert candidate.prices is not None, "no model without a price is ever planned"
-    reserved = min(asked.reserved_output_tokens, candidate.max_output_tokens)
-    return hold_amount(candidate.prices, asked.input_tokens, reserved)
+def _rejection(decision: Decision | None) -> Outcome:
+    if decision is not None and decision.rule is Rule.NONE_CLEARS_FLOOR:
+        return Outcome.REJECTED_FLOOR
+    return Outcome.REJECTED_NOT_ENROLLED

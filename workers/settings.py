@@ -9,16 +9,13 @@ from typing import Any
 import httpx
 from arq import cron
 
-from shared.catalog import open_catalog
 from shared.config import Settings, provider_configs
 from shared.control import CANCEL, ControlListener
 from shared.db import Database
 from shared.heap import settle_heap
 from shared.kept import KeptCalls
 from shared.killswitch import Killswitch
-from shared.latencies import Latencies
-from shared.learning import EmpiricalQuality
-from shared.policy_book import PolicyBook
+from shared.live_routing import LiveRouting
 from shared.publisher import Publisher
 from shared.queue import (
     BOOKS_QUEUE,
@@ -29,6 +26,7 @@ from shared.queue import (
 )
 from shared.replay_stream import ReplayLimits
 from shared.valkey import open_queue
+from workers.capture_guard import guard_captures
 from workers.checkpoints import Checkpointer
 from workers.dead_letters import tend_dead_letters
 from workers.deps import Cancellations, Deps
@@ -41,6 +39,7 @@ from workers.latencies import measure_latencies
 from workers.learning import estimate_qualities
 from workers.ledger import Ledger
 from workers.providers import build_providers, open_transport
+from workers.quotes import forget_old_quotes
 from workers.rewards import Rewards, reward_outcomes
 from workers.spending import SpendWatch
 from workers.sweep import BooksDeps, expire_grants, release_expired_holds, sign_checkpoint
@@ -78,44 +77,37 @@ def inference_worker(settings: Settings) -> FleetWorker:
         http = open_transport()
         cancellations = Cancellations()
 
-        killswitch = Killswitch(db)
-        policies = PolicyBook(db, settings.routing_preference_live)
+        killswitch, routing = Killswitch(db), LiveRouting(db, settings)
 
         def obey(order: Mapping[str, Any]) -> None:
             if order["type"] == CANCEL:
                 cancellations.cancel(order["inference_id"])
             killswitch.obey(order)
-            policies.obey(order)
+            routing.obey(order)
 
         def missed() -> None:
             killswitch.missed()
-            policies.missed()
+            routing.missed()
 
         await killswitch.start()
-        await policies.start()
+        await routing.start()
         control = ControlListener(ctx["redis"], obey, missed)
         await control.start()
-        latencies = Latencies(db, settings.latency_refresh_s)
-        await latencies.start()
-        catalog = await open_catalog(db)
-        empirical = EmpiricalQuality(db, settings.empirical_refresh_s)
-        empirical.start()
-        catalogued = {model.provider for model in catalog.candidates}
-        watching = (control, killswitch, policies, latencies, empirical)
-        ctx["opened"] = (*watching, publisher, ledger, http, db)
+        catalogued = {model.provider for model in routing.catalog.current.candidates}
+        ctx["opened"] = (control, routing, killswitch, publisher, ledger, http, db)
         ctx["deps"] = Deps(
             settings=settings,
             ledger=ledger,
             kept=KeptCalls(db, settings),
             publisher=publisher,
             providers=build_providers(settings, configs, http, catalogued),
-            catalog=catalog,
+            live_catalog=routing.catalog,
             cancellations=cancellations,
             killswitch=killswitch,
-            policies=policies,
+            policies=routing.policies,
             monotonic=time.perf_counter,
-            latencies=latencies,
-            empirical=empirical,
+            latencies=routing.latencies,
+            empirical=routing.empirical,
         )
         settle_heap()
 
@@ -189,6 +181,8 @@ def books_worker(settings: Settings) -> FleetWorker:
             cron(measure_latencies, second={10, 40}, run_at_startup=True, keep_result=0),
             cron(reward_outcomes, second=set(range(2, 60, 5)), keep_result=0),
             cron(estimate_qualities, minute={7}, run_at_startup=True, keep_result=0),
+            cron(guard_captures, second={25}, run_at_startup=True, keep_result=0),
+            cron(forget_old_quotes, minute=set(range(0, 60, 5)), keep_result=0),
             cron(expire_grants, minute={0, 15, 30, 45}, run_at_startup=True, keep_result=0),
         ],
         kind="books",

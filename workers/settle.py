@@ -68,6 +68,7 @@ def routed_data(call: Call, plan: Plan) -> dict[str, Any]:
         "cost_projected": f"{plan.projected_usd:f}",
         "hold_usd": f"{plan.hold_usd:f}",
     }
+    data |= quoted(plan)
     if plan.decision is not None:
         data |= {
             "task_type": plan.decision.task_type,
@@ -80,6 +81,11 @@ def routed_data(call: Call, plan: Plan) -> dict[str, Any]:
     if plan.record is not None and plan.record.told is not None:
         data["decision"] = plan.record.told
     return data
+
+
+def quoted(plan: Plan) -> dict[str, Any]:
+    """Names the quote that the call was served by; nothing of most calls."""
+    return {} if plan.quote_id is None else {"quote_id": plan.quote_id}
 
 
 def router_name(plan: Plan) -> str:
@@ -185,6 +191,7 @@ def events(call: Call, plan: Plan, ending: Ending, owed: Bill) -> list[AuditDraf
     else:
         found.append(draft(EventType.PROVIDER_FAILED, agent_id, {**answered, **failed}))
     receipt = about | {
+        **quoted(plan),
         "receipt_id": call.receipt_id,
         "cost_usd": f"{charge:f}",
         "billing_rule": owed.rule,
@@ -203,7 +210,7 @@ def outcome_row(call: Call, plan: Plan, ending: Ending, charge: Decimal) -> dict
         "inference_id": call.inference_id,
         "tenant_id": call.tenant_id,
         "agent_id": call.agent_id,
-        **capture.columns(decision),
+        **capture.columns(decision, quote_id=plan.quote_id),
         "provider": chosen.provider if chosen else None,
         "cost_actual": f"{charge:f}" if chosen else None,
         "observed_latency_ms": ending.latency_ms,

@@ -86,9 +86,15 @@ def compact(decision: Decision) -> dict[str, Any]:
     }
 
 
-def columns(decision: Decision) -> dict[str, Any]:
-    """The decision's columns of `routing_outcomes`, as JSON; the call's fate is the caller's."""
+def columns(decision: Decision, quote_id: str | None = None) -> dict[str, Any]:
+    """The decision's columns of `routing_outcomes`, as JSON; the call's fate is the caller's.
+
+    `quote_id` names the quote whose decision this is, where the call named one.
+    """
     chosen, projected = decision.chosen, decision.projected_cost
+    stored = compact(decision)
+    if quote_id is not None:
+        stored["quote_id"] = quote_id
     return {
         "task_type": decision.task_type,
         "cell": decision.cell,
@@ -100,7 +106,7 @@ def columns(decision: Decision) -> dict[str, Any]:
         "provider": chosen.provider if chosen else None,
         "cost_projected": None if projected is None else f"{projected:f}",
         "fallback_chain": [c.slug for c in decision.fallbacks],
-        "decision": compact(decision),
+        "decision": stored,
     }
 
 
@@ -138,6 +144,7 @@ def receipt(
         },
         "dashboard_candidates": [dashboard_candidate(c, chosen, floor) for c in candidates],
         "audit_event": event,
+        **({"quote_id": decision["quote_id"]} if "quote_id" in decision else {}),
     }
 
 

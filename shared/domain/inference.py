@@ -86,6 +86,7 @@ class RoutingHint:
 
     `data_class` and `region` say what the call is about and where it is made: they hold for a
     pinned model too.
+    `quote_id` names the quote that the call shall be served by, a pinned one too.
     """
 
     task_type: str | None = None
@@ -97,6 +98,7 @@ class RoutingHint:
     deny: tuple[str, ...] = ()
     data_class: str | None = None
     region: str | None = None
+    quote_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

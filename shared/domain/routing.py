@@ -263,11 +263,11 @@ def _unfit(candidate: Candidate, features: RequestFeatures, reserved: int) -> Dr
     return None
 
 
-def conditions_hold(candidate: Candidate, features: RequestFeatures) -> bool:
-    """Whether the brand is CONDITIONAL, and all its conditions hold on the request."""
+def conditions_hold(candidate: Candidate, features: RequestFeatures, *, pin: bool = False) -> bool:
+    """Whether the brand is CONDITIONAL, and all its conditions hold; who pins a model opts in."""
     if candidate.verdict != "CONDITIONAL":
         return False
-    opted_in = _named(candidate, features.allow)
+    opted_in = pin or _named(candidate, features.allow)
     said = features.data_class, features.region, features.tenant_id
     return candidate.unmet_condition(opted_in, *said) is None
 

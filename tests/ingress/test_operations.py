@@ -175,20 +175,15 @@ async def test_a_bug_is_a_500_in_the_answer_and_in_the_count(
     assert value_of(await scrape(client, deps), sample) == 1
 
 
-async def test_a_call_without_its_capture_shows(
-    client: httpx.AsyncClient, sign_up: SignUp, deps: Deps
+async def test_what_the_guard_of_captures_found_shows(
+    client: httpx.AsyncClient, deps: Deps
 ) -> None:
-    new = await sign_up()
-    connection = await deps.db.connect_raw()
-    await connection.execute(
-        """INSERT INTO inferences (id, tenant_id, agent_id, routed, dialect, model, state)
-           VALUES ($1, $2::uuid, $3::uuid, true, 'native', 'ainfera-inference', 'settled')""",
-        mint_id(),
-        new["tenant_id"],
-        new["agent_id"],
-    )
-    await connection.close()
-    assert value_of(await scrape(client, deps), "ainfera_dispatch_without_capture_total") == 1
+    await deps.db.run("UPDATE capture_guard SET uncaptured = 3, overcaptured = 2")
+    told = await scrape(client, deps)
+    await deps.db.run("UPDATE capture_guard SET uncaptured = 0, overcaptured = 0")
+    assert value_of(told, "ainfera_dispatch_without_capture_total") == 3
+    assert value_of(told, "ainfera_passthrough_captured_total") == 2
+    assert value_of(told, "ainfera_capture_guard_age_seconds") > 0
 
 
 async def test_requests_are_counted_by_template_and_nothing_private_is_a_label(

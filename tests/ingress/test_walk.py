@@ -46,6 +46,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/messages"): {**SAY, "max_tokens": 5},
     ("POST", "/v1/messages/count_tokens"): SAY,
     ("POST", "/v1/chat/completions"): SAY,
+    ("POST", "/v1/quote"): {**SAY, "agent_id": "{agent_id}"},
     ("POST", "/v1/agents/cards/verify"): {"jws": "a.b.c"},
     ("POST", "/v1/agents/signup"): None,
     ("POST", "/v1/agents/register"): {"tenant_id": "{tenant_id}", "name": "mine"},

@@ -21,6 +21,7 @@ import migrations
 from migrations.run import MIGRATION_LOCK
 from shared.attribution import CallAttributionRow
 from shared.audit_log import AuditLeafRow
+from shared.capture_guard import CaptureGuardRow
 from shared.config import Settings
 from shared.db import APP_ROLE, Connection, Database, connect, driver_dsn, owner_engine
 from shared.dead_letters import DeadLetterRow
@@ -33,6 +34,7 @@ from shared.master_key import MasterKeyProofRow
 from shared.models import METADATA, AccountRow, LedgerEntryRow
 from shared.operators import OperatorEventRow
 from shared.policies import PolicyPublicationRow, PolicyVersionRow, RoutingGateRow
+from shared.quotes import QuoteRow, QuoteUseRow
 from tests.workers.ledger_cases import call, ending, hold, new_agent
 from tests.workers.letter_cases import burial
 
@@ -51,6 +53,7 @@ INSERT INTO quality_snapshots (terms, cells, hash) VALUES ('{}', '[]', '')
 ELSEWHERE = (
     AuditLeafRow,
     CallAttributionRow,
+    CaptureGuardRow,
     DeadLetterRow,
     KeptCallRow,
     KillswitchCallRow,
@@ -64,6 +67,8 @@ ELSEWHERE = (
     RoutingGateRow,
     QualitySnapshotRow,
     RoutingRewardRow,
+    QuoteRow,
+    QuoteUseRow,
 )
 SEAL_BROKEN = asyncpg.RestrictViolationError
 

@@ -10,10 +10,9 @@ import pytest
 from shared.domain.inference import Completed, Failed, FinishReason, StreamEvent, TextDelta, Usage
 from shared.domain.ledger import ZERO
 from shared.domain.pricing import Prices
+from shared.holding import Held, out_of_funds, over_cap
 from workers.asking import Asking, ask
-from workers.holding import out_of_funds, over_cap
 from workers.inference import refused_by_ledger
-from workers.ledger import Held
 
 ONE = Decimal(1)
 PRICES = Prices(ONE, ONE)

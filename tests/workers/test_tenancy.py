@@ -55,6 +55,10 @@ RIGHTS = {
     ("kept_calls", "UPDATE"),
     ("operator_events", "INSERT"),
     ("tenants", "UPDATE (policy)"),  # and to lock, which takes a right to change something
+    ("quote_uses", "DELETE"),  # a call that was not accepted gives its quote back
+    ("quote_uses", "INSERT"),
+    ("quote_uses", "UPDATE"),
+    ("quotes", "INSERT"),
 }
 
 
@@ -100,6 +104,14 @@ async def populated(connection: Connection, kept: KeptCalls) -> Agent:
                    now())""",
         uuid4(),
         UUID(agent.tenant_id),
+        """WITH quote AS (INSERT INTO quotes (id, tenant_id, agent_id, request_hash, routed,
+             model_slug, ruleset_hash, catalog_hash, terms, expires_at)
+             VALUES ($1, $2, $3, '', true, 'm', 'r', 'c', '{}', now()) RETURNING id)
+           INSERT INTO quote_uses (quote_id, tenant_id, inference_id)
+             SELECT id, $2, $1 FROM quote""",
+        uuid4(),
+        UUID(agent.tenant_id),
+        UUID(agent.agent_id),
     )
     await connection.execute("INSERT INTO audit_logged VALUES ($1, 0)", UUID(agent.agent_id))
     return agent

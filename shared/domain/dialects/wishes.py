@@ -43,6 +43,7 @@ HINT_FIELDS = frozenset(
         "deny",
         "data_class",
         "region",
+        "quote_id",
     }
 )
 # the wishes that a header may say too, so that no client has to change its bodies
@@ -83,6 +84,7 @@ def read_hint(body: Mapping[str, Any]) -> RoutingHint:
         deny=_slugs(hint.get("deny"), at + "deny"),
         data_class=_data_class(hint.get("data_class"), at + "data_class"),
         region=_region(hint.get("region"), at + "region"),
+        quote_id=optional_string(hint, "quote_id", at),
     )
 
 

@@ -1,12 +1,14 @@
-"""Why money is not held, as the client is told: what is settled, held and available, apart."""
+"""What the database says to a hold, and why money is not held, as the client is told: what is
+settled, held and available, apart."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from decimal import Decimal
+from typing import Any
 
 from shared.domain.inference import Failure
 from shared.domain.ledger import ZERO
 from shared.errors import AinferaError, InsufficientFunds, Overloaded, SpendPolicyExceeded
-from workers.ledger import Held
 
 CAPS = {
     "PER_CALL_CAP": "the agent's per-call cap",
@@ -14,6 +16,38 @@ CAPS = {
     "TENANT_CAP": "the daily cap of all the tenant's agents together (a day is one in UTC)",
 }
 OUTGROWN = "The answer outgrew the money held for it and was ended; what was written is settled."
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the database said to a hold, or to a larger one; money in US dollars.
+
+    `result` is `OPENED`, `EXTENDED`, `EXISTS`, `SETTLED`, `FENCED`, `UNAVAILABLE`, or a refusal:
+    `AGENT_UNKNOWN`, `PER_CALL_CAP`, `DAILY_CAP`, `TENANT_CAP`, `INSUFFICIENT_FUNDS`. `cap` is the
+    cap at fault; the tenant's figures are known where it has one.
+    """
+
+    result: str
+    attempt: int
+    balance: Decimal = ZERO
+    held: Decimal = ZERO
+    spent_today: Decimal = ZERO
+    cap: Decimal | None = None
+    tenant_spent: Decimal | None = None
+    tenant_held: Decimal | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], attempt: int) -> "Held":
+        return cls(
+            result=row["result"],
+            attempt=attempt,
+            balance=row["balance"],
+            held=row["held"],
+            spent_today=row["spent_today"],
+            cap=row["cap"],
+            tenant_spent=row["tenant_spent"],
+            tenant_held=row["tenant_held"],
+        )
 
 
 def out_of_funds(held: Held, needed_usd: Decimal) -> InsufficientFunds:

@@ -1,0 +1,21 @@
+"""The books worker forgets quotes that are over."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from shared.quotes import REMEMBERED_S, forget_quotes
+from workers.sweep import BooksDeps, put_off
+
+log = logging.getLogger(__name__)
+
+
+@put_off
+async def forget_old_quotes(ctx: Mapping[str, Any]) -> int:
+    """Delete quotes that no call can name any more, used or not; receipts keep their names."""
+    deps: BooksDeps = ctx["deps"]
+    remembered_s = max(REMEMBERED_S, deps.settings.idempotency_hours * 3600)
+    forgotten = await forget_quotes(deps.db, remembered_s)
+    if forgotten:
+        log.info("quotes_forgotten", extra={"quotes": forgotten})
+    return forgotten
