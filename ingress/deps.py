@@ -67,6 +67,8 @@ CALL_PATIENCE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Deps:
+    """What every handler of this instance shares, made once by `app.open_deps`."""
+
     settings: Settings
     db: Database
     redis: Redis

@@ -125,10 +125,14 @@ async def jwks(request: Request, agent_id: str | None = None) -> dict[str, Any]:
     return {"keys": [public_jwk(public_pem) for public_pem in found]}
 
 
-@router.get(VERIFIER_PATH, response_class=PlainTextResponse)
-async def receipt_verifier() -> PlainTextResponse:
+class Program(PlainTextResponse):
+    media_type = "text/x-python"
+
+
+@router.get(VERIFIER_PATH, response_class=Program)
+async def receipt_verifier() -> Program:
     """A program that checks decision receipts: one file that needs Python 3.9 and nothing else."""
-    return PlainTextResponse(VERIFIER_SOURCE, media_type="text/x-python")
+    return Program(VERIFIER_SOURCE)
 
 
 @router.get("/llms.txt", response_class=PlainTextResponse)

@@ -22,10 +22,11 @@ from starlette.responses import Response
 from ingress import openapi
 from ingress.answers import failure_response
 from ingress.auth import Caller, authenticate, not_found
-from ingress.deps import CALL_PATIENCE_S, Deps, get_deps, reachable, session
+from ingress.deps import CALL_PATIENCE_S, Deps, everyone, get_deps, reachable, session
 from ingress.inference import LEAST, hear, parse, read_body
 from ingress.limits import limit_headers
 from ingress.quoted import asker_of
+from ingress.signing import signed
 from ingress.wire import moment, usd
 from shared.config import active_providers
 from shared.domain import capture
@@ -121,7 +122,8 @@ async def quoted(wish: Wish, caller: Caller, policy: CallerPolicy, deps: Deps) -
                 retry_after=wish.hold_for_s,
             )
     held = None if expires_at is None else (quote_id, expires_at)
-    body = as_json(planned, now.catalog.to_json(), funds, held)
+    decision = await signed_decision(planned, now.catalog.to_json(), deps)
+    body = as_json(planned, decision, funds, held)
     return Response(orjson.dumps(body), media_type="application/json")
 
 
@@ -251,7 +253,7 @@ def as_refusal(failure: Failure) -> dict[str, Any]:
 
 def as_json(
     planned: Planned,
-    models: list[dict[str, Any]],
+    decision: dict[str, Any] | None,
     funds: Mapping[str, Any],
     held: tuple[UUID, datetime] | None,
 ) -> dict[str, Any]:
@@ -266,7 +268,7 @@ def as_json(
         "output_tokens_reserved": reserved_tokens(asked, chosen),
         "fallbacks": [costs(planned, each) for each in planned.candidates[1:]],
         "funds": funds,
-        "decision": decision_of(planned, models),
+        "decision": decision,
     }
 
 
@@ -281,7 +283,9 @@ def costs(planned: Planned, candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def decision_of(planned: Planned, models: list[dict[str, Any]]) -> dict[str, Any] | None:
+async def signed_decision(
+    planned: Planned, models: list[dict[str, Any]], deps: Deps
+) -> dict[str, Any] | None:
     """The decision receipt, as `/decision` has it, of a call that was not made; None if pinned."""
     if planned.decision is None:
         return None
@@ -293,4 +297,7 @@ def decision_of(planned: Planned, models: list[dict[str, Any]]) -> dict[str, Any
         "outcome_status": None,
     }
     row = {**capture.columns(planned.decision), **fate}
-    return {**capture.receipt(row, models), "inference_id": None}
+    receipt = {**capture.receipt(row, models), "inference_id": None}
+    async with everyone(deps.db, patience_s=CALL_PATIENCE_S) as s:
+        key = await deps.log_key.get(s, deps.settings)
+    return {**signed(receipt, key), "audit_proof": None}

@@ -34,11 +34,9 @@ Scores by class and time are `class * CLASS_SPAN + us`: whole numbers that a dou
 from shared.limiting import ADMIT, RELEASE
 
 WINDOW_S = 5
-# a worker is heard from every second, whether it takes jobs or is drained
-DRAINED_AFTER_S = 2
-# First line of a script: a store that has reached `maxmemory` runs it all the same. For what
-# gives out, renews and ends jobs, which takes next to no room: with every lease that could not
-# be renewed a call in flight would be lost. What enqueues is refused there.
+DRAINED_AFTER_S = 2  # a worker is heard from every second, drained or not
+# First line of a script: a store that has reached `maxmemory` runs it all the same. What gives
+# out, renews and ends jobs takes next to no room; what enqueues is refused there.
 WHEN_FULL = "#!lua flags=allow-oom\n"
 CLASS_SPAN = 3_000_000_000_000_000  # microseconds; a class's scores do not reach the next's
 

@@ -89,6 +89,7 @@ FOR_EVERYONE = {
     "ingress/killswitches.py closing_statement",  # operators
     "ingress/killswitches.py list_engagements",  # operators
     "ingress/operations.py _note_act",  # operators
+    "ingress/quotes.py signed_decision",  # the one key that signs for all
     "ingress/routing_policy.py set_preference",  # operators
     "ingress/reads.py read_decision",  # as `read_proof`; the outcome was found as the caller
     "ingress/last_use.py flush",  # one statement for the keys of many tenants

@@ -142,8 +142,11 @@ def kind(running: Running) -> str:
     return running.name.rpartition(".")[0]
 
 
-class Stopped(BaseException):
-    """A signal asked us to end; no error, so that nobody catches it by accident."""
+class Stopped(KeyboardInterrupt):
+    """A signal asked us to end; no error, so that nobody catches it by accident.
+
+    asyncio lets only this and `SystemExit` through from wherever it stands.
+    """
 
 
 class StopSignals:

@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from shared.control import CATALOG, CONTROL_CHANNEL
+from shared.receipt_verifier import check, read_keys
 from tests.e2e.calls import EVERY_DIALECT, call
 from tests.e2e.conftest import Signup
 from tests.e2e.stack import Stack
@@ -102,13 +103,17 @@ def test_a_quote_says_what_the_call_does_and_asks_nobody(
         return
     receipt = get(stack, agent.api_key, f"/v1/inferences/{answer.inference_id}/decision").json()
     differs = {"inference_id", "seed", "inputs", "cost_actual", "observed_latency_ms", "ttft_ms"}
-    differs |= {"outcome_status", "fallback_chain"}
+    differs |= {"outcome_status", "fallback_chain", "audit_event", "audit_proof", "signature"}
     assert quote["decision"].keys() == receipt.keys()
     for name in receipt.keys() - differs:
         assert quote["decision"][name] == receipt[name], name
     chain = [each["model"] for each in quote["fallbacks"]]
     assert chain == quote["decision"]["fallback_chain"][: len(chain)]
     check_replay(quote["decision"])
+    keys = read_keys(stack.request("GET", "/.well-known/jwks.json").json())
+    told = {each.name: each.proved for each in check(quote["decision"], keys)}
+    assert (told.pop("event"), told.pop("log")) == (None, None)  # nothing has happened yet
+    assert set(told.values()) == {True}
 
 
 def test_a_held_quote_keeps_its_choice_and_its_prices(

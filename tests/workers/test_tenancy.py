@@ -104,6 +104,8 @@ async def populated(connection: Connection, kept: KeptCalls) -> Agent:
                    now())""",
         uuid4(),
         UUID(agent.tenant_id),
+    )
+    await connection.execute(
         """WITH quote AS (INSERT INTO quotes (id, tenant_id, agent_id, request_hash, routed,
              model_slug, ruleset_hash, catalog_hash, terms, expires_at)
              VALUES ($1, $2, $3, '', true, 'm', 'r', 'c', '{}', now()) RETURNING id)
