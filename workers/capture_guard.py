@@ -9,7 +9,7 @@ kept and shown by `/metrics`. `fleet ledger check` proves the same of all calls 
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from shared.db import Connection
@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 # A settlement has its time before it has its locks; by then it has been committed, or never will.
 LAG = timedelta(seconds=60)
 STEP = timedelta(minutes=1)
+SILENCES = (timedelta(hours=1), timedelta(minutes=10))  # passed over in one step
 MOST_STEPS = 60
 MOST_CALLS = 200_000
 MOST_NAMED = 20
@@ -37,6 +38,7 @@ SELECT count(*) AS calls,
   FROM inferences i LEFT JOIN routing_outcomes o ON o.inference_id = i.id
  WHERE i.settled_at > $1 AND i.settled_at <= $2
 """
+_ANY = "SELECT EXISTS (SELECT FROM inferences i WHERE i.settled_at > $1 AND i.settled_at <= $2)"
 _NOTE = """
 UPDATE capture_guard
    SET checked_until = $1, checked = checked + $2, uncaptured = uncaptured + $3,
@@ -75,7 +77,8 @@ async def guard_captures(ctx: Mapping[str, Any]) -> Looked:
 async def look_on(connection: Connection, lag: timedelta = LAG) -> Looked:
     """Look from where the last round came to, in steps of a minute; nothing is looked at twice.
 
-    In a transaction of the caller's. If another worker is at it, it looks at nothing.
+    Where none ended for long, that is one step. In a transaction of the caller's. If another
+    worker is at it, it looks at nothing.
     """
     found = Looked()
     span = await connection.fetchrow(_WHERE, lag)
@@ -83,7 +86,7 @@ async def look_on(connection: Connection, lag: timedelta = LAG) -> Looked:
         return found
     since, steps = span["since"], 0
     while since < span["until"] and steps < MOST_STEPS and found.calls < MOST_CALLS:
-        until = min(since + STEP, span["until"])
+        until = min(await _step_to(connection, since), span["until"])
         row = await connection.fetchrow(_LOOK, since, until)
         assert row is not None, "an aggregate has one row"
         if row["wrong"]:
@@ -92,3 +95,10 @@ async def look_on(connection: Connection, lag: timedelta = LAG) -> Looked:
         since, steps = until, steps + 1
     await connection.execute(_NOTE, since, found.calls, found.uncaptured, found.overcaptured)
     return found
+
+
+async def _step_to(connection: Connection, since: datetime) -> datetime:
+    for silence in SILENCES:
+        if not await connection.fetchval(_ANY, since, since + silence):
+            return since + silence
+    return since + STEP

@@ -228,7 +228,8 @@ def _say_done(done: Published, as_json: bool) -> None:
     if as_json:
         say_json({"version": done.version, "before": done.before, "changed": done.changed})
     elif done.changed:
-        say(f"{done.version} is active; {done.before} was. Back: fleet policy rollback")
+        say(f"{done.version} is active; {done.before} was.")
+        say(f"Back: fleet policy rollback {done.before}")
     else:
         say(f"{done.version} was active already.")
 

@@ -82,7 +82,7 @@ class Proved:
             "sentence": self.proof.sentence,
             "subjects": self.proof.subjects,
             "asked": self.asked,
-            "holds": self.holds,
+            "holds": self.holds if self.asked else None,
             "informs": self.proof.informs,
             "looked_at": self.looked_at,
             "amount_usd": None if self.amount is None else f"{self.amount:f}",

@@ -92,6 +92,14 @@ async def test_a_round_looks_at_so_many_minutes_and_the_next_goes_on(
     assert found == [0, 1, 0]
 
 
+async def test_a_day_without_calls_is_behind_it_in_a_round(books: Connection) -> None:
+    """As on a new fleet, where the guard begins a day before the database was made."""
+    await books.execute("UPDATE capture_guard SET checked_until = now() - interval '1 day'")
+    await ended(books, routed=True, captured=False, ago=timedelta(hours=5))
+    assert await look_on(books, NOW) == Looked(1, 1, 0)
+    assert await books.fetchval("SELECT now() - checked_until FROM capture_guard") == NOW
+
+
 async def test_two_guards_do_not_look_at_the_same(books: Connection, superuser_url: str) -> None:
     await look_on(books, NOW)
     other = await asyncpg.connect(superuser_url)

@@ -59,7 +59,7 @@ async def test_it_fails_with_the_first_ids(
     assert answer.exit_code == 1
     told = orjson.loads(answer.stdout)
     assert told["in_order"] is False
-    [offence] = [each["offences"] for each in told["proofs"] if not each["holds"]]
+    [offence] = [each["offences"] for each in told["proofs"] if each["holds"] is False]
     assert [each["id"] for each in offence] == [str(kept_books.agent.wallet_id)]
     assert theirs.exit_code == 0
 

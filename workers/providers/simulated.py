@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 
 from shared.config import Settings
+from shared.domain.dialects.wishes import unknown_wishes
 from shared.domain.estimate import estimate_input_tokens
 from shared.domain.inference import (
     Completed,
@@ -100,7 +101,8 @@ class SimulatedProvider:
         if wishes.fail == "before_first_token":
             yield Failed(_on_demand())
             return
-        yield Started(written.id, Usage(written.completed.usage.input_tokens))
+        ignored = tuple(unknown_wishes(call.request.body))
+        yield Started(written.id, Usage(written.completed.usage.input_tokens), ignored)
         for number, word in enumerate(written.words):
             if number:
                 await asyncio.sleep(wishes.token_s)

@@ -27,6 +27,8 @@ from shared.domain.inference import (
     Tool,
     canonical_target,
 )
+from shared.domain.routing_policy import PREFERENCES
+from shared.domain.task_type import TASK_TYPES
 
 QUALITY_TIERS = {"good": Decimal("0.50"), "strong": Decimal("0.70"), "frontier": Decimal("0.85")}
 
@@ -46,6 +48,8 @@ HINT_FIELDS = frozenset(
         "quote_id",
     }
 )
+# another word is taken as if nothing had been said: `balanced`, or the classifier's task type
+HINT_WORDS = {"routing_preference": PREFERENCES, "task_type": TASK_TYPES}
 # the wishes that a header may say too, so that no client has to change its bodies
 HINT_HEADERS = {
     "routing_preference": "x-ainfera-priority",
@@ -157,10 +161,18 @@ def _budget(value: Any) -> Decimal | None:
 
 
 def unknown_wishes(body: Mapping[str, Any]) -> Iterator[str]:
-    """Names inside `routing_hint` that mean nothing to us."""
+    """What of `routing_hint` means nothing to us: fields, and words that are none of a field's."""
+    if _no_word_of("task_type", body):
+        yield "task_type"
     hint = body.get("routing_hint")
     if isinstance(hint, Mapping):
-        yield from (f"routing_hint.{key}" for key in hint if key not in HINT_FIELDS)
+        for key in hint:
+            if key not in HINT_FIELDS or _no_word_of(key, hint):
+                yield f"routing_hint.{key}"
+
+
+def _no_word_of(name: str, said: Mapping[str, Any]) -> bool:
+    return name in HINT_WORDS and said.get(name) not in (None, *HINT_WORDS[name])
 
 
 def read_agent(body: Mapping[str, Any]) -> str | None:

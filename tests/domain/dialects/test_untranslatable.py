@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from shared.domain.dialects import DIALECTS, WIRES
+from shared.domain.dialects.wishes import unknown_wishes
 from shared.domain.inference import Dialect, InvalidRequest
 from tests.domain.dialects.test_provider_requests import HELLO, OLDER, accepted, built
 
@@ -73,6 +74,17 @@ def test_unknown_wishes_are_named_within_the_same_dialect_too() -> None:
     body = {**HELLO, "routing_hint": {"cheap": True}}
     for dialect in WIRES:
         assert built(body, dialect, dialect)[1] == ("routing_hint.cheap",)
+
+
+def test_a_word_that_is_none_of_a_wish_is_named() -> None:
+    said = {"routing_preference": "best", "task_type": "code", "min_quality": "strong"}
+    assert [*unknown_wishes({"task_type": "poetry", "routing_hint": said})] == [
+        "task_type",
+        "routing_hint.routing_preference",
+    ]
+    assert [
+        *unknown_wishes({"task_type": None, "routing_hint": {"routing_preference": None}})
+    ] == []
 
 
 SAMPLED = {"temperature": 0.5, "top_p": 0.9}
