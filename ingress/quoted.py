@@ -32,7 +32,7 @@ def quote_named(call: InferenceRequest, headers: Mapping[str, str]) -> str | Non
 
 def asker_of(tenant_id: str, agent_id: str, call: InferenceRequest) -> Asker:
     """For whom a quote is made, and who may use it."""
-    return Asker(UUID(tenant_id), UUID(agent_id), request_hash(call.dialect, call.body))
+    return Asker(UUID(tenant_id), UUID(agent_id), request_hash(call))
 
 
 async def take_quote(
