@@ -20,7 +20,7 @@ from tests.e2e.test_books import check_replay, get
 from tests.e2e.upstream import Say, Upstream
 from tests.e2e.witness import Witness, eventually
 
-ONLY_MINI = {"routing_hint": {"allow": ["gpt-5-mini"]}}
+ONLY_MINI: Any = {"routing_hint": {"allow": ["gpt-5-mini"]}}
 Reprice = Callable[[str, str], None]
 
 
@@ -142,6 +142,7 @@ def test_a_held_quote_keeps_its_choice_and_its_prices(
         return answer if answer.headers["x-ainfera-model"] != quote["model_used"] else None
 
     other = eventually(elsewhere, "a worker that knows the price")
+    assert other is not None
     answer = call(stack, agent.api_key, "native", word, headers=by_quote(quote))
     assert answer.headers["x-ainfera-model"] == quote["model_used"]
     assert Decimal(answer.body["cost_usd"]) == (
