@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -175,9 +175,16 @@ def failure_frames(failure: Failure, reply: Reply, envelope: Envelope, deps: Dep
 
 
 def failure_response(
-    failure: Failure, dialect: Dialect, envelope: Envelope | None, deps: Deps
+    failure: Failure,
+    dialect: Dialect,
+    envelope: Envelope | None,
+    deps: Deps,
+    beside: Mapping[str, Any] | None = None,
 ) -> Response:
-    """A failure as the HTTP response of its dialect, with the inference's id where there is one."""
+    """A failure as the HTTP response of its dialect, with the inference's id where there is one.
+
+    `beside` goes to the top level of the body.
+    """
     spoken = DIALECTS[dialect]
     inference_id = str(envelope.inference_id) if envelope is not None else None
     headers = answer_headers(envelope, None, deps, stream=False) if envelope is not None else {}
@@ -190,7 +197,7 @@ def failure_response(
         headers["retry-after"] = str(max(1, math.ceil(failure.retry_after)))
         headers["retry-after-ms"] = str(math.ceil(failure.retry_after * 1000))
     return Response(
-        orjson.dumps(spoken.render_failure(failure, inference_id)),
+        orjson.dumps({**spoken.render_failure(failure, inference_id), **(beside or {})}),
         status_code=spoken.http_status(failure),
         media_type="application/json",
         headers=headers,

@@ -158,13 +158,15 @@ def quote(example: Mapping[str, Any]) -> dict[str, Any]:
     held = {**routed, "hold_for_s": 300}
     quoted = {"application/json": {"schema": schemas.ref("Quote")}}
     body = _body("InferenceRequest", {"routed": {"value": routed}, "held": {"value": held}})
+    refused = failures(_QUOTE_ERRORS, Dialect.NATIVE)
+    refused["422"]["description"] += ". Where the router refused, `decision` is its signed receipt."
     return {
         **KEY_NEEDED,
         "parameters": views.QUOTE_PARAMETERS,
         "requestBody": body,
         "responses": {
             "200": {"description": "What the call would choose and cost.", "content": quoted},
-            **failures(_QUOTE_ERRORS, Dialect.NATIVE),
+            **refused,
         },
     }
 

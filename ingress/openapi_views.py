@@ -46,7 +46,12 @@ _ASKED: Schema = {
     "model_used": _TEXT,
     "provider": _TEXT,
     "projected_cost_usd": _USD,
-    "maximum_cost_usd": _USD,
+    "held_usd": {**_USD, "description": "US dollars held when the call begins."},
+    "maximum_cost_usd": {
+        **_USD,
+        "description": "US dollars at the most, for as many output tokens as the request or the "
+        "model allows; the input is estimated.",
+    },
 }
 _MONEY: Schema = {"settled_usd": _USD, "held_usd": _USD, "available_usd": _USD}
 QUOTE_PARAMETERS: list[Schema] = [

@@ -12,7 +12,7 @@ from ingress.kept import REPLAYED
 from shared.domain.inference import InferenceRequest
 from shared.domain.request_hash import request_hash
 from shared.errors import InvalidBody
-from shared.kept import hash_key
+from shared.kept import hash_quote_key
 from shared.queue import Envelope
 from shared.quotes import Asker
 
@@ -32,7 +32,7 @@ def quote_named(call: InferenceRequest, headers: Mapping[str, str]) -> str | Non
 
 def asker_of(tenant_id: str, agent_id: str, call: InferenceRequest) -> Asker:
     """For whom a quote is made, and who may use it."""
-    return Asker(UUID(tenant_id), UUID(agent_id), request_hash(call.dialect, call.body))
+    return Asker(UUID(tenant_id), UUID(agent_id), request_hash(call))
 
 
 async def take_quote(
@@ -44,7 +44,7 @@ async def take_quote(
     """
     caller = envelope.caller
     asker = asker_of(caller["tenant_id"], caller["agent_id"], call)
-    key_hash = None if key is None else hash_key(f"{envelope.dialect.value}\n{key}")
+    key_hash = None if key is None else hash_quote_key(envelope.dialect, key)
     async with reachable(CALL_PATIENCE_S):
         quote = await deps.quotes.take(parse_id(named), asker, envelope.inference_id, key_hash)
     return replace(envelope, quote=quote.to_json())

@@ -37,7 +37,8 @@ from shared.domain.planning import (
     Planned,
     Situation,
     hold_for,
-    plan,
+    maximum_for,
+    plan_for_quote,
     projected_for,
     reserved_tokens,
 )
@@ -104,9 +105,11 @@ async def quoted(wish: Wish, caller: Caller, policy: CallerPolicy, deps: Deps) -
     """The quote, or the very error that the call would get."""
     quote_id = mint_id()
     now = situation(policy, caller.tenant_id, deps)
-    planned = plan(wish.call, now, seed=str(quote_id))
+    planned = plan_for_quote(wish.call, now, seed=str(quote_id))
     if planned.failure is not None:
-        return failure_response(planned.failure, wish.dialect, None, deps)
+        decision = await signed_decision(planned, now.catalog.to_json(), deps)
+        beside = None if decision is None else {"decision": decision}
+        return failure_response(planned.failure, wish.dialect, None, deps, beside)
     funds = await look_at_funds(caller, planned.hold_usd, deps)
     expires_at = None
     if wish.hold_for_s:
@@ -123,7 +126,7 @@ async def quoted(wish: Wish, caller: Caller, policy: CallerPolicy, deps: Deps) -
             )
     held = None if expires_at is None else (quote_id, expires_at)
     decision = await signed_decision(planned, now.catalog.to_json(), deps)
-    body = as_json(planned, decision, funds, held)
+    body = as_json(planned, wish.call.max_tokens, decision, funds, held)
     return Response(orjson.dumps(body), media_type="application/json")
 
 
@@ -253,6 +256,7 @@ def as_refusal(failure: Failure) -> dict[str, Any]:
 
 def as_json(
     planned: Planned,
+    max_tokens: int | None,
     decision: dict[str, Any] | None,
     funds: Mapping[str, Any],
     held: tuple[UUID, datetime] | None,
@@ -263,23 +267,25 @@ def as_json(
         "quote_id": None if held is None else str(held[0]),
         "expires_at": None if held is None else moment(held[1]),
         "router": "direct" if planned.decision is None else ROUTING_TARGET,
-        **costs(planned, chosen),
+        **costs(planned, chosen, max_tokens),
         "input_tokens_estimated": asked.input_tokens,
         "output_tokens_reserved": reserved_tokens(asked, chosen),
-        "fallbacks": [costs(planned, each) for each in planned.candidates[1:]],
+        "fallbacks": [costs(planned, each, max_tokens) for each in planned.candidates[1:]],
         "funds": funds,
         "decision": decision,
     }
 
 
-def costs(planned: Planned, candidate: Candidate) -> dict[str, Any]:
-    """A model, what it is projected to cost, and what would be held for it."""
+def costs(planned: Planned, candidate: Candidate, max_tokens: int | None) -> dict[str, Any]:
+    """A model, what it is projected to cost, what would be held for it at the start, and the most
+    that it can cost: an answer without a limit may outgrow its hold, which is extended then."""
     return {
         "model": candidate.slug,
         "model_used": candidate.provider_model_id,
         "provider": candidate.provider,
         "projected_cost_usd": usd(projected_for(planned.features, candidate)),
-        "maximum_cost_usd": usd(hold_for(planned.features, candidate)),
+        "held_usd": usd(hold_for(planned.features, candidate)),
+        "maximum_cost_usd": usd(maximum_for(planned.features, candidate, max_tokens)),
     }
 
 

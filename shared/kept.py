@@ -24,9 +24,11 @@ from sqlmodel import Field, SQLModel
 
 from shared.config import Settings
 from shared.db import TRANSIENT, Database
+from shared.domain.inference import Dialect
 from shared.keys import SealBroken, Sealer, request_sealer
 from shared.models import moment
 from shared.queue import Envelope
+from shared.quotes import refusal
 from shared.stream import Record, unpack_records
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,14 @@ _LENGTH = struct.Struct(">Q")
 
 _KEEP = """
 SELECT * FROM keep_call(
+  cast(:inference_id AS uuid), cast(:receipt_id AS uuid), cast(:tenant_id AS uuid),
+  cast(:agent_id AS uuid), cast(:dialect AS text), cast(:path AS text), :stream, :background,
+  cast(:key_hash AS bytea), cast(:body_hash AS bytea), cast(:envelope AS bytea),
+  cast(:key_s AS double precision), cast(:retain_s AS double precision))
+"""
+# The same for a call that names a quote. No row: the quote is another call's by now.
+_KEEP_QUOTED = """
+SELECT * FROM keep_quoted_call(cast(:quote_id AS uuid), cast(:quote_key_hash AS bytea),
   cast(:inference_id AS uuid), cast(:receipt_id AS uuid), cast(:tenant_id AS uuid),
   cast(:agent_id AS uuid), cast(:dialect AS text), cast(:path AS text), :stream, :background,
   cast(:key_hash AS bytea), cast(:body_hash AS bytea), cast(:envelope AS bytea),
@@ -173,6 +183,11 @@ def hash_key(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
+def hash_quote_key(dialect: Dialect, key: str) -> bytes:
+    """What is stored of the idempotency key of a call that has a quote."""
+    return hash_key(f"{dialect.value}\n{key}")
+
+
 def hash_request(agent_id: str, path: str, body: bytes) -> bytes:
     """What two calls with one key must share: the agent, the path and the body, byte for byte."""
     digest = hashlib.sha256(f"{agent_id}\n{path}\n".encode())
@@ -199,12 +214,23 @@ class KeptCalls:
         stream: bool,
         background: bool,
     ) -> KeptCall:
-        """Write the call down, unless its key is known: then it is the call that has the key."""
+        """Write the call down, unless its key is known: then it is the call that has the key.
+
+        Raises `QuoteUsed` for a call that would run by a quote which is another call's.
+        """
         inference_id, caller = envelope.inference_id, envelope.caller
+        statement, named = _KEEP, {}
+        if key is not None and envelope.quote is not None:
+            statement = _KEEP_QUOTED
+            named = {
+                "quote_id": UUID(envelope.quote["id"]),
+                "quote_key_hash": hash_quote_key(envelope.dialect, key),
+            }
         body_hash = hash_request(caller["agent_id"], path, envelope.body)
-        (row,) = await self._db.run_for(
+        rows = await self._db.run_for(
             UUID(caller["tenant_id"]),
-            _KEEP,
+            statement,
+            **named,
             inference_id=inference_id,
             receipt_id=envelope.receipt_id,
             tenant_id=UUID(caller["tenant_id"]),
@@ -219,6 +245,9 @@ class KeptCalls:
             key_s=self._key_s,
             retain_s=self._retain_s,
         )
+        if not rows:
+            raise refusal("USED")
+        row = rows[0]
         return KeptCall(
             inference_id=row.inference_id,
             receipt_id=row.receipt_id,

@@ -25,14 +25,9 @@ from shared.models import document, moment
 REMEMBERED_S = 24 * 3600
 
 _HOLD = """
-INSERT INTO quotes (id, tenant_id, agent_id, request_hash, routed, model_slug, ruleset_hash,
-                    catalog_hash, terms, expires_at)
-SELECT cast(:id AS uuid), cast(:tenant_id AS uuid), cast(:agent_id AS uuid),
-       cast(:request_hash AS bytea), :routed, :model_slug, :ruleset_hash, :catalog_hash,
-       cast(:terms AS jsonb), now() + make_interval(secs => :hold_for_s)
- WHERE (SELECT count(*) FROM quotes q
-         WHERE q.tenant_id = :tenant_id AND q.expires_at > now()) < :most
-RETURNING expires_at
+SELECT hold_quote(cast(:id AS uuid), cast(:tenant_id AS uuid), cast(:agent_id AS uuid),
+  cast(:request_hash AS bytea), :routed, :model_slug, :ruleset_hash, :catalog_hash,
+  cast(:terms AS jsonb), :hold_for_s, :most) AS expires_at
 """
 _TAKE = """
 SELECT * FROM take_quote(cast(:id AS uuid), cast(:tenant_id AS uuid), cast(:agent_id AS uuid),
@@ -105,7 +100,10 @@ class Quotes:
     async def hold(
         self, quote_id: UUID, asker: Asker, planned: Planned, catalog_hash: str, hold_for_s: int
     ) -> datetime | None:
-        """Keep a quote; when it expires, by the database's clock. None: the tenant has too many."""
+        """Keep a quote; when it expires, by the database's clock.
+
+        None: the tenant has too many that no call has used.
+        """
         rows = await self._db.run_for(
             asker.tenant_id,
             _HOLD,
@@ -121,15 +119,17 @@ class Quotes:
             hold_for_s=hold_for_s,
             most=self._most,
         )
-        return rows[0].expires_at if rows else None
+        expires_at: datetime | None = rows[0].expires_at
+        return expires_at
 
     async def take(
         self, quote_id: UUID, asker: Asker, inference_id: UUID, key_hash: bytes | None
     ) -> HeldQuote:
         """Give the quote to this call, once.
 
-        A call that comes again under the same idempotency key is the call that has it. Raises
-        `NotFound` (unknown, or someone else's), `QuoteUsed`, `QuoteExpired`, `QuoteMismatch`.
+        A call that comes again under the same idempotency key gets it too, to join the call that
+        has it: `KeptCalls.keep` lets none run by it but the one it belongs to. Raises `NotFound`
+        (unknown, or someone else's), `QuoteUsed`, `QuoteExpired`, `QuoteMismatch`.
         """
         (row,) = await self._db.run_for(
             asker.tenant_id,

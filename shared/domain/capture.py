@@ -89,6 +89,8 @@ def compact(decision: Decision) -> dict[str, Any]:
 def columns(decision: Decision, quote_id: str | None = None) -> dict[str, Any]:
     """The decision's columns of `routing_outcomes`, as JSON; the call's fate is the caller's.
 
+    `fallback_chain` is who was asked in vain, nobody yet: whom the rule would ask next is in the
+    ranks of the outcomes.
     `quote_id` names the quote whose decision this is, where the call named one.
     """
     chosen, projected = decision.chosen, decision.projected_cost
@@ -105,7 +107,7 @@ def columns(decision: Decision, quote_id: str | None = None) -> dict[str, Any]:
         "chosen_model_slug": chosen.slug if chosen else None,
         "provider": chosen.provider if chosen else None,
         "cost_projected": None if projected is None else f"{projected:f}",
-        "fallback_chain": [c.slug for c in decision.fallbacks],
+        "fallback_chain": [],
         "decision": stored,
     }
 
@@ -123,9 +125,9 @@ def receipt(
 
     Where nobody knows why a call got its model, `inputs` is null and `undocumented` says why.
     """
-    if not row["decision"]:
-        return _undocumented(row, event)
     decision = row["decision"]
+    if "terms" not in decision:
+        return {**_undocumented(row, event), **_quoted(decision)}
     listed = sorted(snapshot, key=lambda m: str(m["slug"]))
     models = {m["slug"]: Candidate.from_json(m) for m in listed}
     candidates = [_candidate(models[slug], *rest) for slug, *rest in decision["outcomes"]]
@@ -144,8 +146,13 @@ def receipt(
         },
         "dashboard_candidates": [dashboard_candidate(c, chosen, floor) for c in candidates],
         "audit_event": event,
-        **({"quote_id": decision["quote_id"]} if "quote_id" in decision else {}),
+        **_quoted(decision),
     }
+
+
+def _quoted(decision: Mapping[str, Any]) -> dict[str, Any]:
+    """Names the quote that the call was served by; nothing of most calls."""
+    return {"quote_id": decision["quote_id"]} if "quote_id" in decision else {}
 
 
 def _outcome(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,8 +62,9 @@ def _capture(
     decision: Decision | None,
 ) -> dict[str, Any]:
     """The capture of a routed call; as far as its routing event tells, where that is all."""
+    quote_id = routed_event.get("quote_id")
     if decision is not None:
-        told = capture.columns(decision)
+        told = capture.columns(decision, quote_id)
     else:
         told = {
             "task_type": routed_event.get("task_type", "general"),
@@ -75,7 +76,7 @@ def _capture(
             "chosen_model_slug": routed_event.get("model"),
             "provider": routed_event.get("provider"),
             "cost_projected": routed_event.get("cost_projected"),
-            "decision": {},
+            "decision": {} if quote_id is None else {"quote_id": quote_id},
         }
     return {
         **told,

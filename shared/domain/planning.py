@@ -5,7 +5,7 @@ is live (the catalogue, who is active) comes in as arguments.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -14,6 +14,7 @@ from shared.domain.evidence import Empirical, Evidence
 from shared.domain.inference import Failure, InferenceRequest
 from shared.domain.ledger import ZERO
 from shared.domain.pinning import pinned
+from shared.domain.policy_version import NO_EXPLORATION
 from shared.domain.pricing import hold_amount, projected_cost
 from shared.domain.routing import Decision, conditions_hold, decide, refusal, replay
 from shared.domain.routing_policy import CallerPolicy, RequestFeatures, features
@@ -82,6 +83,13 @@ def plan(request: InferenceRequest, now: Situation, seed: str) -> Planned:
     return _decided(decision, now.most_fallbacks)
 
 
+def plan_for_quote(request: InferenceRequest, now: Situation, seed: str) -> Planned:
+    """The plan of a call that does not explore: who asks again gets the same answer, not another
+    draw. The decision records that it did not."""
+    steady = replace(now.policy, exploration_share=NO_EXPLORATION)
+    return plan(request, replace(now, policy=steady), seed)
+
+
 @dataclass(frozen=True, slots=True)
 class HeldQuote:
     """A quote as the call that names it carries it: the choice and the prices that were promised.
@@ -138,9 +146,33 @@ def plan_quoted(quote: HeldQuote, now: Situation) -> Planned:
         if still_allowed(each, planned.features, now, pin=each.slug == pinned_model)
     )
     if not allowed or allowed[0].slug != quote.model_slug:
-        failure = withdrawn(quote.model_slug)
-        return Planned(planned.features, planned.decision, failure=failure)
+        gone = None if planned.decision is None else decide_again(planned.decision, now)
+        return Planned(planned.features, gone, failure=withdrawn(quote.model_slug))
     return Planned(planned.features, planned.decision, allowed)
+
+
+def decide_again(quoted: Decision, now: Situation) -> Decision:
+    """The decision of a call whose quoted model may no longer be asked: nobody is chosen.
+
+    Made of the models and providers of now, all others denied: so it says why of the quoted one,
+    and replays like any other. One that is another provider's by now is denied too.
+    """
+    assert quoted.chosen is not None, "what is quoted has a model"
+    chosen = quoted.chosen
+    others = frozenset(
+        each.slug
+        for each in now.catalog.candidates
+        if (each.slug, each.provider) != (chosen.slug, chosen.provider)
+    )
+    return decide(
+        replace(quoted.features, deny=quoted.features.deny | others),
+        now.catalog,
+        quoted.policy,
+        now.active,
+        quoted.preference_live,
+        quoted.seed,
+        quoted.evidence,
+    )
 
 
 def still_allowed(
@@ -177,6 +209,17 @@ def hold_for(asked: RequestFeatures, candidate: Candidate) -> Decimal:
     """The money to hold before this model is asked, in USD."""
     assert candidate.prices is not None, "no model without a price passes enrolment or the pin"
     return hold_amount(candidate.prices, asked.input_tokens, reserved_tokens(asked, candidate))
+
+
+def maximum_for(asked: RequestFeatures, candidate: Candidate, max_tokens: int | None) -> Decimal:
+    """The most that this model can cost, in USD, as far as the input's estimate and margin hold.
+
+    Without `max_tokens` the provider is told no limit, or the model's own: that is the bound.
+    """
+    assert candidate.prices is not None, "no model without a price passes enrolment or the pin"
+    own = candidate.max_output_tokens
+    most = own if max_tokens is None else min(max_tokens, own)
+    return hold_amount(candidate.prices, asked.input_tokens, most)
 
 
 def projected_for(asked: RequestFeatures, candidate: Candidate) -> Decimal:

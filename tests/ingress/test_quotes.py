@@ -13,6 +13,7 @@ from ingress.deps import Deps
 from shared.errors import NotFound, Overloaded, QuoteUsed
 from shared.ids import mint_id
 from shared.quotes import Asker, forget_quotes
+from shared.receipt_verifier import check, read_keys
 from tests.ingress.conftest import OpenApp, SignUp
 
 SAY = {
@@ -67,6 +68,16 @@ async def test_nothing_of_the_prompt_is_kept(
     assert "a-word-of-nobody-else" not in found[0].words
 
 
+async def proved(client: httpx.AsyncClient, answer: httpx.Response) -> str:
+    """The rule that a refusal's decision receipt names, whose signature and replay hold."""
+    decision: dict[str, Any] = answer.json()["decision"]
+    keys = read_keys((await client.get("/.well-known/jwks.json")).json())
+    told = {each.name: each.proved for each in check(decision, keys)}
+    assert (told.pop("event"), told.pop("log")) == (None, None)
+    assert set(told.values()) == {True}
+    return str(decision["decision_rule"])
+
+
 async def test_it_is_the_error_of_the_call(
     client: httpx.AsyncClient, sign_up: SignUp, deps: Deps
 ) -> None:
@@ -74,14 +85,18 @@ async def test_it_is_the_error_of_the_call(
     floor = await ask(client, agent, routing_hint={"min_quality": 1})
     assert (floor.status_code, floor.json()["code"]) == (422, "no_candidate_clears_floor")
     assert floor.json()["model"] == "ainfera-inference"
+    assert await proved(client, floor) == "no_candidate_clears_floor"
     none = await ask(client, agent, routing_hint={"allow": ["nobody"]})
     assert (none.status_code, none.json()["code"]) == (422, "no_candidate_enrolled")
+    assert await proved(client, none) == "no_candidate_enrolled"
     unknown = await ask(client, agent, model="gpt-2")
     assert (unknown.status_code, unknown.json()["code"]) == (422, "model_unavailable")
+    assert "decision" not in unknown.json()
     malformed = await ask(client, agent, max_tokens="many")
     assert (malformed.status_code, malformed.json()["code"]) == (400, "invalid_request")
     in_openai = await ask(client, agent, {"dialect": "openai"}, routing_hint={"min_quality": 1})
     assert in_openai.json()["error"]["code"] == "no_candidate_clears_floor"
+    assert await proved(client, in_openai) == "no_candidate_clears_floor"
     no_dialect = await ask(client, agent, {"dialect": "latin"})
     assert (no_dialect.status_code, no_dialect.json()["param"]) == (400, "dialect")
     deps.killswitch.obey({"type": "killswitch", "scope": agent["tenant_id"], "engaged": True})

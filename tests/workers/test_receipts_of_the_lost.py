@@ -102,6 +102,16 @@ async def test_a_swept_call_has_a_receipt_that_replays(db: Connection, deps: Boo
     assert found(receipt) == PROVED
 
 
+@pytest.mark.parametrize("documented", [True, False])
+async def test_a_lost_call_names_the_quote_that_it_had(
+    db: Connection, deps: BooksDeps, documented: bool
+) -> None:
+    record = capture.record(decided(asked()))
+    receipt = await expired(db, deps, quote_id="a-quote", decision=documented and record.told)
+    assert receipt["quote_id"] == "a-quote"
+    assert ("undocumented" in receipt) is not documented
+
+
 async def test_a_call_given_up_has_a_receipt_that_replays(db: Connection, deps: BooksDeps) -> None:
     agent, inference = await new_agent(db), str(uuid4())
     told = capture.record(decided(asked())).told
