@@ -14,7 +14,7 @@ from shared.catalog import CATALOG_PATH, load_catalog, seed_catalog
 from shared.config import Settings
 from shared.control import ControlListener
 from shared.db import Database
-from shared.domain.candidate import Catalog
+from shared.domain.candidate import Candidate, Catalog
 from shared.domain.catalog_diff import compare_catalogs, compare_prices, percent
 from shared.domain.price_list import PriceList, PriceListError, prices_on
 from shared.live_catalog import LiveCatalog
@@ -165,6 +165,20 @@ def test_two_catalogues_differ_field_by_field() -> None:
     assert len(rest) == len(smaller.candidates)
 
 
+def test_a_field_that_only_one_of_them_has_differs() -> None:
+    told = {**CATALOG.names["gpt-5-5"].to_json(), "verdict": "CONDITIONAL"}
+    more = {"conditions": {"region": ["eu"]}, "expected_latency_ms": 900}
+    without, with_them = (Catalog.of([Candidate.from_json({**told, **m})]) for m in ({}, more))
+    assert changes(compare_catalogs(without, with_them)) == {
+        ("gpt-5-5", "conditions"): (None, {"region": ["eu"]}, None),
+        ("gpt-5-5", "expected_latency_ms"): (None, 900, None),
+    }
+    assert changes(compare_catalogs(with_them, without)) == {
+        ("gpt-5-5", "conditions"): ({"region": ["eu"]}, None, None),
+        ("gpt-5-5", "expected_latency_ms"): (900, None, None),
+    }
+
+
 @pytest.fixture
 def command(make_settings: Callable[..., Settings]) -> Fleet:
     settings = make_settings()
@@ -178,7 +192,7 @@ def command(make_settings: Callable[..., Settings]) -> Fleet:
 
 @pytest.fixture
 def dearer(tmp_path: Path) -> Path:
-    """The catalogue with another price for Grok 4, and a model that is new."""
+    """The catalogue with another price and latency for Grok 4, and a model that is new."""
     text = SOURCE.replace(
         'slug = "grok-4"\nbrand', 'slug = "grok-4"\nexpected_latency_ms = 900\nbrand'
     )
@@ -233,7 +247,9 @@ class TestCommands:
             told = json.loads(said.stdout)
             assert told["only_new"] == ["deepseek-new"]
             price = {"slug": "grok-4", "field": "price_in", "old": "5", "new": "6"}
-            assert told["changes"] == [{**price, "percent": "+20.0"}]
+            latency = {"slug": "grok-4", "field": "expected_latency_ms", "old": None, "new": 900}
+            changed = [{**price, "percent": "+20.0"}, {**latency, "percent": None}]
+            assert told["changes"] == changed
             asked = await run("apply", dearer)
             assert (asked.exit_code, live.current.find("deepseek-new")) == (1, None)
 
@@ -249,6 +265,11 @@ class TestCommands:
             assert (await run("diff", dearer, "--exit-code")).exit_code == 0
             again = await run("apply", dearer, "--yes", "--json")
             assert json.loads(again.stdout)["applied"] is False
+            slower = dearer.with_name("slower.toml")
+            slower.write_text(dearer.read_text().replace("ms = 900", "ms = 1_200"))
+            done = await run("apply", slower, "--yes", "--json")
+            assert json.loads(done.stdout)["applied"] is True, "a latency alone is a change"
+            await until(lambda: live.current.names["grok-4"].expected_latency_ms == 1_200)
         finally:
             await control.aclose()
             await live.aclose()
