@@ -4,6 +4,7 @@ import datetime
 import json
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -143,9 +144,17 @@ def _candidate(entry: Mapping[str, Any], names: _Names, where: str) -> Candidate
     brand = names.brands[checked.brand]
     asked = brand.conditions
     conditions = None if asked is None else asked.model_dump(mode="json", exclude_none=True)
-    return Candidate.from_json(
-        {**checked.model_dump(), "verdict": brand.verdict, "conditions": conditions}
+    return _sealed(
+        Candidate.from_json(
+            {**checked.model_dump(), "verdict": brand.verdict, "conditions": conditions}
+        )
     )
+
+
+def _sealed(candidate: Candidate) -> Candidate:
+    """Without any tenant's id: what is running is shown in every tenant's receipts."""
+    conditions = candidate.conditions
+    return candidate if conditions is None else replace(candidate, conditions=conditions.sealed())
 
 
 def _first(error: ValidationError) -> str:
@@ -214,7 +223,9 @@ async def catalog_snapshot(session: AsyncSession, catalog_hash: str | None) -> l
 
 def _from_row(row: Mapping[Any, Any]) -> Candidate:
     created = row["vendor_created_at"]
-    return Candidate.from_json({**row, "created": created.date() if created else "1970-01-01"})
+    return _sealed(
+        Candidate.from_json({**row, "created": created.date() if created else "1970-01-01"})
+    )
 
 
 Shape = Literal["bare", "openai", "anthropic"]

@@ -1,5 +1,7 @@
 """The catalogue: its file, its table, and what clients are told of it."""
 
+import json
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,13 @@ from shared.config import PROVIDER_SETTINGS, Settings
 from shared.db import Database, driver_dsn
 from shared.domain.candidate import Candidate, Catalog
 from shared.domain.capture import columns, receipt
-from shared.domain.routing import decide
+from shared.domain.routing import conditions_hold, decide
 from shared.domain.routing_policy import CallerPolicy, RequestFeatures
 
 CATALOG = load_catalog()
 SLOW = 'slug = "deepseek-flash"\nexpected_latency_ms = 900'
+# printf 'ainfera tenant 00000000-0000-7000-8000-00000000000a' | sha256sum | head -c 16
+SEAL = "4bd319b7c774d94a"
 SPOKEN = frozenset(PROVIDER_SETTINGS)
 LOCK = "routing_backend_v1_lock"
 ANCHORS = {
@@ -173,8 +177,31 @@ class TestTable:
             "opt_in": True,
             "data_class": ["public"],
             "region": ["eu"],
-            "tenant": [tenant.lower()],
+            "tenant": [SEAL],
         }
+
+    async def test_no_snapshot_names_the_tenants_of_a_brand(
+        self, owner_url: str, settings: Settings, tmp_path: Path
+    ) -> None:
+        """Also of a row that is older or made by hand: all tenants' receipts show conditions."""
+        tenant = "00000000-0000-7000-8000-00000000000a"
+        asks = json.dumps({"tenant": [tenant]})
+        change = f"UPDATE models SET conditions = '{asks}' WHERE slug = 'deepseek-flash'"
+        db = Database(settings)
+        try:
+            await seed_catalog(owner_url)
+            await _as_owner(owner_url, change)
+            running = await open_catalog(db)
+            async with db.session(uuid4()) as session:
+                snapshot = await catalog_snapshot(session, running.hash)
+        finally:
+            await seed_catalog(owner_url)
+            await db.aclose()
+        assert tenant not in json.dumps(snapshot)
+        asked = RequestFeatures("general", 1000, 1000, tenant_id=tenant)
+        other = replace(asked, tenant_id=str(uuid4()))
+        theirs = running.names["deepseek-flash"]
+        assert [conditions_hold(theirs, each) for each in (asked, other)] == [True, False]
 
     @pytest.mark.parametrize("conditions", ['{"phase": ["moon"]}', "{}", "[]", '"opt_in"'])
     async def test_a_condition_that_nobody_would_look_at_is_refused(

@@ -15,6 +15,7 @@ from shared.domain.conditions import Conditions
 from shared.domain.routing import Decision, DropReason, Rule, decide, replay
 from shared.domain.routing_policy import CallerPolicy, RequestFeatures, resolve_floor
 from tests.domain.routing_cases import (
+    TENANTS,
     active_sets,
     candidates,
     catalogs,

@@ -21,6 +21,8 @@ KEY = LogKey("gateway.test/v1/audit", bytes(range(32)))
 JWKS: Json = {"keys": [public_jwk(public_pem(KEY.verifier))]}
 AGENT = "01890000-0000-7000-8000-00000000000a"
 TENANT = "01890000-0000-7000-8000-00000000000b"
+# printf 'ainfera tenant 01890000-0000-7000-8000-00000000000b' | sha256sum | head -c 16
+SEAL = "774667940ac221c3"
 PROVIDERS = ("anthropic", "openai", "google", "mistral", "xai")
 CAPABILITIES = ("tools", "vision", "thinking")
 TASKS = ("reasoning", "code", "extraction", "chat", "tool_use", "embed", "general")
@@ -67,7 +69,7 @@ def model(dice: Dice, slug: str) -> Json:
             "opt_in": dice.maybe(True),
             "data_class": dice.maybe(dice.some(DATA_CLASSES)),
             "region": dice.maybe(dice.some(REGIONS, 0.7)),
-            "tenant": dice.maybe([dice.choice([TENANT, AGENT])], 0.3),
+            "tenant": dice.maybe([dice.choice([TENANT, AGENT, SEAL])], 0.3),
         }
         told["conditions"] = {name: value for name, value in given.items() if value is not None}
     return told

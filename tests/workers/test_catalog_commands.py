@@ -204,6 +204,14 @@ def dearer(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def slower(dearer: Path) -> Path:
+    """The same, and Grok 4 takes longer yet."""
+    path = dearer.with_name("slower.toml")
+    path.write_text(dearer.read_text().replace("ms = 900", "ms = 1_200"))
+    return path
+
+
 class TestCommands:
     def test_help_teaches(self) -> None:
         for name in ("diff", "check", "apply"):
@@ -226,7 +234,12 @@ class TestCommands:
         assert (told.exit_code, json.loads(told.stdout)["valid"]) == (1, False)
 
     async def test_diff_then_apply_then_nothing_differs(
-        self, command: Fleet, owner_url: str, dearer: Path, make_settings: Callable[..., Settings]
+        self,
+        command: Fleet,
+        owner_url: str,
+        dearer: Path,
+        slower: Path,
+        make_settings: Callable[..., Settings],
     ) -> None:
         await seed_catalog(owner_url)
         db = Database(make_settings())
@@ -265,8 +278,6 @@ class TestCommands:
             assert (await run("diff", dearer, "--exit-code")).exit_code == 0
             again = await run("apply", dearer, "--yes", "--json")
             assert json.loads(again.stdout)["applied"] is False
-            slower = dearer.with_name("slower.toml")
-            slower.write_text(dearer.read_text().replace("ms = 900", "ms = 1_200"))
             done = await run("apply", slower, "--yes", "--json")
             assert json.loads(done.stdout)["applied"] is True, "a latency alone is a change"
             await until(lambda: live.current.names["grok-4"].expected_latency_ms == 1_200)
