@@ -64,6 +64,11 @@ def model(dice: Dice, slug: str) -> Json:
         "expected_latency_ms": dice.maybe(dice.randint(10, 10_000)),
         "aa_index_source": dice.maybe("measured"),
     }
+    if told["q_prior"] is not None and dice.random() < 0.8:  # the others are as older ones are
+        told |= {
+            "q_prior_source": dice.choice(["anchor", "estimate"]),
+            "q_prior_date": "2026-11-21",
+        }
     if told["verdict"] == "CONDITIONAL" and dice.random() < 0.8:
         given = {
             "opt_in": dice.maybe(True),

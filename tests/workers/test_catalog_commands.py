@@ -214,7 +214,7 @@ def slower(dearer: Path) -> Path:
 
 class TestCommands:
     def test_help_teaches(self) -> None:
-        for name in ("diff", "check", "apply"):
+        for name in ("show", "diff", "check", "apply"):
             page = fleet("catalog", name, "--help")
             assert page.exit_code == 0
             assert "Example: " in page.stdout
@@ -223,15 +223,24 @@ class TestCommands:
         assert command("check", CATALOG_PATH).exit_code == 0
         broken = tmp_path / "broken.toml"
         broken.write_text(SOURCE.replace("price_in = 2.00", "price_in = -2.00", 1))
-        line = SOURCE[: SOURCE.index("price_in = 2.00")].count("[[models]]")
-        starts = [n for n, said in enumerate(SOURCE.splitlines(), 1) if said == "[[models]]"]
+        line = SOURCE[: SOURCE.index("price_in = 2.00")].count("\n") + 1
         done = command("check", broken)
         assert done.exit_code == 1
-        assert done.stderr.startswith(
-            f"broken.toml:{starts[line - 1]}: model mistral-large-3: price_in"
-        )
+        assert done.stderr.startswith(f"broken.toml:{line}: model mistral-large-3: price_in: -2.00")
         told = command("check", broken, "--json")
         assert (told.exit_code, json.loads(told.stdout)["valid"]) == (1, False)
+        assert json.loads(told.stdout)["problems"] == done.stderr.splitlines()
+
+    async def test_show_says_who_says_so_and_since_when(
+        self, command: Fleet, owner_url: str
+    ) -> None:
+        await seed_catalog(owner_url)
+        told = await asyncio.to_thread(command, "show")
+        assert told.exit_code == 0, told.output
+        (opus,) = [line for line in told.stdout.splitlines() if line.startswith("claude-opus")]
+        assert opus.split()[-4:] == ["0.95", "locked", "anchor", "2026-11-21"]
+        as_json = json.loads((await asyncio.to_thread(command, "show", "--json")).stdout)
+        assert all(model in as_json["models"] for model in CATALOG.to_json())
 
     async def test_diff_then_apply_then_nothing_differs(
         self,
