@@ -1,4 +1,4 @@
-"""The source and the date of each model's prior quality."""
+"""The source and the date of each model's prior quality, and floors that tenants set for agents."""
 
 from migrations.scripts import run
 
@@ -9,7 +9,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    run("0018_priors")
+    run("0018_qualities")
 
 
 def downgrade() -> None:
