@@ -16,14 +16,21 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from ingress.agents import append_audit, refuse_bound
-from ingress.auth import Caller, current_caller, require_internal
+from ingress.auth import Caller, current_caller, own_agent, require_internal
 from ingress.deps import Deps, everyone, get_deps, session
-from ingress.wire import Text
+from ingress.wire import Body, Text
 from shared.control import TENANT_POLICY, give_order
-from shared.domain.audit import EventType, draft
+from shared.domain.audit import AuditDraft, EventType, draft
+from shared.domain.candidate import decimal_text
 from shared.domain.policy_file import LONGEST_NAME, MOST_OUTPUT_TOKENS, floor_text
 from shared.domain.policy_version import PolicyVersion
-from shared.domain.routing_policy import RequestFeatures, caller_policy, quality, resolve_floor
+from shared.domain.routing_policy import (
+    CallerPolicy,
+    RequestFeatures,
+    caller_policy,
+    quality,
+    resolve_floor,
+)
 from shared.domain.task_type import TASK_TYPES
 from shared.errors import InvalidBody
 from shared.models import AgentRow, TenantRow
@@ -43,6 +50,10 @@ operators = APIRouter(
 Mine = Annotated[Caller, Depends(current_caller)]
 
 FIELDS = ("min_quality", "policy_version", "default_output_tokens")
+Floor = Annotated[
+    Annotated[str, BeforeValidator(floor_text)] | None,
+    Field(json_schema_extra={"anyOf": [{"type": "number"}, {"type": "string"}, {"type": "null"}]}),
+]
 
 
 class RoutingPolicyChange(BaseModel):
@@ -53,10 +64,7 @@ class RoutingPolicyChange(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    min_quality: Annotated[str, BeforeValidator(floor_text)] | None = Field(
-        None,
-        json_schema_extra={"anyOf": [{"type": "number"}, {"type": "string"}, {"type": "null"}]},
-    )
+    min_quality: Floor = None
     policy_version: Annotated[Text, Field(max_length=LONGEST_NAME)] | None = None
     default_output_tokens: Annotated[StrictInt, Field(ge=1, le=MOST_OUTPUT_TOKENS)] | None = None
 
@@ -65,6 +73,12 @@ class RoutingPolicyChange(BaseModel):
         if not self.model_fields_set:
             raise ValueError(f"name {', '.join(FIELDS[:-1])} or {FIELDS[-1]}")
         return self
+
+
+class AgentFloorChange(Body):
+    """The floor of one agent: 0 to 1, or good, strong, frontier; null takes it back."""
+
+    min_quality: Floor
 
 
 @router.get("/v1/routing-policy")
@@ -103,6 +117,36 @@ async def change_policy(
     return answer
 
 
+@router.patch("/v1/agents/{agent_id}/routing-policy")
+async def change_agents_floor(
+    agent_id: str, body: AgentFloorChange, request: Request, caller: Mine
+) -> dict[str, Any]:
+    """Set or take back the floor of one agent, which wins over the tenant's, from the next call on.
+
+    Every instance of the ingress hears of it within a second; the agent's chain witnesses it.
+    """
+    refuse_bound(caller)
+    deps = get_deps(request)
+    async with session(deps.db, caller.tenant) as s:
+        agent = await own_agent(s, agent_id, caller, lock=True)
+        before, after = quality(agent.min_quality), quality(body.min_quality)
+        if after != before:
+            agent.min_quality = after
+            await s.flush()
+            said = [{"agent_min_quality": decimal_text(floor)} for floor in (before, after)]
+            await append_audit(s, agent, [_changed(caller, agent, *said)])
+        tenant = await _tenant(s, caller)
+        known, active = await known_versions(s), await active_version(s)
+        await s.commit()
+    await _tell(caller, deps)
+    floors = _floors(caller_policy(tenant.policy, after, known, active))
+    return {
+        "agent_id": str(agent.id),
+        "min_quality": _number(after),
+        "in_force": {"min_quality": floors},
+    }
+
+
 def _refuse_unknown(version: str, known: Mapping[str, PolicyVersion]) -> None:
     """Raises `InvalidBody`, which names the versions that there are."""
     if version not in known:
@@ -121,14 +165,17 @@ async def _witness(
     s: AsyncSession, caller: Caller, before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> None:
     """An event in the chain of each agent, because each of them is routed by it."""
-    told = {
-        "before": _stated(before),
-        "after": _stated(after),
-        "changed_by": f"key {caller.key_id}",
-    }
+    said = _stated(before), _stated(after)
     query = select(AgentRow).where(col(AgentRow.tenant_id) == caller.tenant)
     for agent in await s.scalars(query.order_by(col(AgentRow.id))):
-        await append_audit(s, agent, [draft(EventType.ROUTING_POLICY_CHANGED, str(agent.id), told)])
+        await append_audit(s, agent, [_changed(caller, agent, *said)])
+
+
+def _changed(
+    caller: Caller, agent: AgentRow, before: Mapping[str, Any], after: Mapping[str, Any]
+) -> AuditDraft:
+    told = {"before": before, "after": after, "changed_by": f"key {caller.key_id}"}
+    return draft(EventType.ROUTING_POLICY_CHANGED, str(agent.id), told)
 
 
 async def _tell(caller: Caller, deps: Deps) -> None:
@@ -175,14 +222,10 @@ def _in_force(
     policy = caller_policy(stored, None, known, active)
     of_tenant = policy.version == stored.get("policy_version")
     tokens_of = "tenant" if stored.get("default_output_tokens") else "policy_version"
-    floors = {}
-    for task in sorted(TASK_TYPES):
-        floor, source = resolve_floor(RequestFeatures(task, 0, 0), policy, False)
-        floors[task] = {"value": _number(floor), "source": source}
     version = known[policy.version]
     return {
         "policy_version": {"value": policy.version, "source": "tenant" if of_tenant else "system"},
-        "min_quality": floors,
+        "min_quality": _floors(policy),
         "default_output_tokens": {"value": policy.default_output_tokens, "source": tokens_of},
         "q_source": {"value": version.q_source, "source": "policy_version"},
         "exploration_share": {
@@ -190,6 +233,15 @@ def _in_force(
             "source": "policy_version",
         },
     }
+
+
+def _floors(policy: CallerPolicy) -> dict[str, Any]:
+    """The floor of a call of each task type that names none itself."""
+    floors = {}
+    for task in sorted(TASK_TYPES):
+        floor, source = resolve_floor(RequestFeatures(task, 0, 0), policy, False)
+        floors[task] = {"value": _number(floor), "source": source}
+    return floors
 
 
 def _listed(known: Sequence[PolicyVersion] | Any, active: str) -> list[dict[str, Any]]:

@@ -61,6 +61,7 @@ ROUTES: Mapping[tuple[str, str], Access] = {
     ("GET", "/v1/audit/{agent_id}/annex-iv"): READ,
     ("POST", "/v1/agents/register"): ADMIN,
     ("PATCH", "/v1/agents/{agent_id}/spend-policy"): ADMIN,
+    ("PATCH", "/v1/agents/{agent_id}/routing-policy"): ADMIN,
     ("PUT", "/v1/routing-policy"): ADMIN,
     ("POST", "/v1/wallets/topup"): ADMIN,
     ("GET", "/v1/keys"): ADMIN,

@@ -1,162 +1,88 @@
 """The catalogue's way from its file through the table `models` into the hands of the rule."""
 
-import datetime
 import json
-import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from uuid import UUID
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from sqlalchemy import text
+from sqlalchemy import Column, Text, text
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import Field, SQLModel
 
 from shared.db import Connection, Database, connect
-from shared.domain.candidate import Candidate, Catalog, Verdict, price_text
-from shared.domain.conditions import OPT_IN, REGION, DataClass
-from shared.domain.inference import ROUTING_TARGET, Capability
+from shared.domain.candidate import Candidate, Catalog, price_text
+from shared.domain.catalog_file import CatalogFile, parse_catalog
+from shared.domain.conditions import OPT_IN
+from shared.domain.inference import ROUTING_TARGET
+from shared.models import EMPTY, document, moment, money, number
 
 CATALOG_PATH = Path(__file__).with_name("catalog.toml")
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)]
-Price = Annotated[Decimal, Field(gt=0, lt=100_000, decimal_places=9)]
-Region = Annotated[str, Field(pattern=rf"^{REGION}$")]
-Tokens = Annotated[int, Field(gt=0, le=100_000_000)]
+
+class ModelRow(SQLModel, table=True):
+    """A catalogued model; prices are US dollars per million tokens."""
+
+    __tablename__ = "models"
+
+    slug: str = Field(primary_key=True, sa_type=Text)
+    brand: str = Field(sa_type=Text)
+    provider: str = Field(sa_type=Text)
+    provider_model_id: str = Field(sa_type=Text)
+    display_name: str = Field(sa_type=Text)
+    vendor_created_at: datetime | None = moment(optional=True)
+    context_window: int
+    max_output_tokens: int
+    price_in: Decimal | None = money(optional=True)
+    price_out: Decimal | None = money(optional=True)
+    price_cache_read: Decimal | None = money(optional=True)
+    price_cache_write: Decimal | None = money(optional=True)
+    q_prior: Decimal | None = number()
+    q_prior_source: str | None = Field(default=None, sa_type=Text)
+    q_prior_date: date | None = None
+    verdict: str | None = Field(default=None, sa_type=Text)
+    conditions: dict[str, Any] | None = Field(default=None, sa_type=JSONB)
+    expected_latency_ms: int | None = None
+    capabilities: list[str] = Field(
+        default_factory=list, sa_column=Column(ARRAY(Text), nullable=False, server_default=EMPTY)
+    )
+    aa_index_source: str | None = Field(default=None, sa_type=Text)
+    active: bool = Field(default=True, sa_column_kwargs={"server_default": text("true")})
+    updated_at: datetime = moment()
 
 
-class CatalogError(ValueError):
-    """The catalogue's file is not right; the message names file, line, model and field."""
+class CatalogSnapshotRow(SQLModel, table=True):
+    """The catalogue as it was when decisions were made, by the hash that they name."""
 
+    __tablename__ = "catalog_snapshots"
 
-class _Conditions(BaseModel):
-    """What a CONDITIONAL brand asks of a request; see `shared/domain/conditions.py`."""
-
-    model_config = ConfigDict(extra="forbid")
-    opt_in: Literal[True] | None = None
-    data_class: Annotated[list[DataClass], Field(min_length=1)] | None = None
-    region: Annotated[list[Region], Field(min_length=1)] | None = None
-    tenant: Annotated[list[UUID], Field(min_length=1)] | None = None
-
-
-class _Brand(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    name: str
-    verdict: Verdict | None = None
-    conditions: _Conditions | None = None
-
-    @model_validator(mode="after")
-    def _conditions_belong_to_the_verdict(self) -> "_Brand":
-        if self.conditions is not None and self.verdict != "CONDITIONAL":
-            raise ValueError("conditions are for the verdict CONDITIONAL")
-        if self.conditions is not None and not self.conditions.model_fields_set:
-            raise ValueError("conditions: at least one is needed")
-        return self
-
-
-class _Provider(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    name: str
-
-
-class _Entry(BaseModel):
-    """One `[[models]]` table, as the file must have it."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    slug: Name
-    brand: Name
-    provider: Name
-    provider_model_id: Annotated[str, Field(min_length=1, max_length=200)]
-    display_name: Annotated[str, Field(min_length=1)]
-    created: datetime.date
-    context_window: Tokens
-    max_output_tokens: Tokens
-    price_in: Price | None = None
-    price_out: Price | None = None
-    price_cache_read: Price | None = None
-    price_cache_write: Price | None = None
-    q_prior: Annotated[Decimal, Field(ge=0, le=1, decimal_places=9)] | None = None
-    capabilities: list[Capability] = []
-    expected_latency_ms: Annotated[int, Field(gt=0)] | None = None
-    aa_index_source: str | None = None
-
-
-class _Names(BaseModel):
-    brands: dict[Name, _Brand]
-    providers: dict[Name, _Provider]
+    hash: str = Field(primary_key=True, sa_type=Text)
+    models: Any = document()
+    created_at: datetime = moment()
 
 
 def load_catalog(path: Path = CATALOG_PATH) -> Catalog:
     """The catalogue of a file. Raises `CatalogError`."""
-    data, source = _parse(path)
-    names = _names(data, path)
-    lines = [n for n, line in enumerate(source.splitlines(), 1) if line.strip() == "[[models]]"]
-    entries = data.get("models", [])
-    if not isinstance(entries, list) or len(entries) != len(lines):
-        raise CatalogError(f"{path.name}: every model is a [[models]] table of its own")
-    candidates: list[Candidate] = []
-    taken: set[str] = set()
-    for entry, line in zip(entries, lines, strict=True):
-        where = f"{path.name}:{line}: model {entry.get('slug', '(without slug)')}"
-        candidate = _candidate(entry, names, where)
-        for name in {candidate.slug, candidate.provider_model_id}:
-            if name in taken or name == ROUTING_TARGET:
-                raise CatalogError(f"{where}: the name {name} is taken already")
-            taken.add(name)
-        candidates.append(candidate)
-    return Catalog.of(candidates)
+    return _read(path).catalog
 
 
-def provider_names(path: Path = CATALOG_PATH) -> dict[str, str]:
+def provider_names(path: Path = CATALOG_PATH) -> Mapping[str, str]:
     """Display names by provider slug."""
-    return {slug: p.name for slug, p in _names(_parse(path)[0], path).providers.items()}
+    return _read(path).providers
 
 
-def _parse(path: Path) -> tuple[dict[str, Any], str]:
-    source = path.read_text(encoding="utf-8")
-    try:
-        return tomllib.loads(source, parse_float=Decimal), source
-    except tomllib.TOMLDecodeError as error:
-        raise CatalogError(f"{path.name}: {error}") from error
-
-
-def _names(data: Mapping[str, Any], path: Path) -> _Names:
-    try:
-        return _Names.model_validate(data)
-    except ValidationError as error:
-        raise CatalogError(f"{path.name}: {_first(error)}") from error
-
-
-def _candidate(entry: Mapping[str, Any], names: _Names, where: str) -> Candidate:
-    try:
-        checked = _Entry.model_validate(entry)
-    except ValidationError as error:
-        raise CatalogError(f"{where}: {_first(error)}") from error
-    if checked.brand not in names.brands:
-        raise CatalogError(f"{where}: brand: {checked.brand} is not under [brands]")
-    if checked.provider not in names.providers:
-        raise CatalogError(f"{where}: provider: {checked.provider} is not under [providers]")
-    if (checked.price_in is None) != (checked.price_out is None):
-        raise CatalogError(f"{where}: price_in and price_out come together")
-    brand = names.brands[checked.brand]
-    asked = brand.conditions
-    conditions = None if asked is None else asked.model_dump(mode="json", exclude_none=True)
-    return Candidate.from_json(
-        {**checked.model_dump(), "verdict": brand.verdict, "conditions": conditions}
-    )
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+def _read(path: Path) -> CatalogFile:
+    return parse_catalog(path.read_text(encoding="utf-8"), path.name)
 
 
 _COLUMNS = (
     "slug, brand, provider, provider_model_id, display_name, vendor_created_at, context_window, "
     "max_output_tokens, price_in, price_out, price_cache_read, price_cache_write, q_prior, "
-    "verdict, conditions, capabilities, expected_latency_ms, aa_index_source"
+    "q_prior_source, q_prior_date, verdict, conditions, capabilities, expected_latency_ms, "
+    "aa_index_source"
 )
 _UPSERT = f"""
 INSERT INTO models ({_COLUMNS})
@@ -214,7 +140,11 @@ async def catalog_snapshot(session: AsyncSession, catalog_hash: str | None) -> l
 
 def _from_row(row: Mapping[Any, Any]) -> Candidate:
     created = row["vendor_created_at"]
-    return Candidate.from_json({**row, "created": created.date() if created else "1970-01-01"})
+    found = Candidate.from_json({**row, "created": created.date() if created else "1970-01-01"})
+    if found.conditions is None:
+        return found
+    # a row that is older, or made by hand, may have ids of tenants, and receipts show what runs
+    return replace(found, conditions=found.conditions.sealed())
 
 
 Shape = Literal["bare", "openai", "anthropic"]
@@ -250,6 +180,9 @@ def _model_entry(candidate: Candidate, active_providers: frozenset[str]) -> dict
         "input_cost_per_million_usd": price_text(candidate.price_in),
         "output_cost_per_million_usd": price_text(candidate.price_out),
         "routable_status": routable_status(candidate, active_providers),
+        "q_prior": None if candidate.q_prior is None else float(candidate.q_prior),
+        "q_prior_source": candidate.q_prior_source,
+        "q_prior_date": candidate.q_prior_date,
     }
 
 
@@ -269,6 +202,9 @@ def _router_entry(catalog: Catalog, active_providers: frozenset[str]) -> dict[st
         "input_cost_per_million_usd": None,
         "output_cost_per_million_usd": None,
         "routable_status": "routable" if routable else "inactive",
+        "q_prior": None,
+        "q_prior_source": None,
+        "q_prior_date": None,
     }
 
 
@@ -297,7 +233,7 @@ def _anthropic(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _epoch(day: str) -> int:
-    midnight = datetime.datetime.fromisoformat(day).replace(tzinfo=datetime.UTC)
+    midnight = datetime.fromisoformat(day).replace(tzinfo=UTC)
     return int(midnight.timestamp())
 
 

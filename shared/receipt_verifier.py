@@ -35,8 +35,9 @@ from functools import lru_cache
 from typing import IO, Any, NamedTuple
 
 # Ruleset hash -> its version. Version 2 has conditions, observed latencies, measured qualities and
-# exploration as inputs; where none is used, it decides as version 1.
-RULESETS = {"4894b766843b505c": 1, "7b2004d1d8f72863": 2}
+# exploration as inputs; where none is used, it decides as version 1. In version 3 conditions name
+# tenants by their seals; those that name none, or ids, mean what they meant before.
+RULESETS = {"4894b766843b505c": 1, "7b2004d1d8f72863": 2, "31be806521b5c44f": 3}
 TARGET, TYPE = "ainfera-inference", "ainfera-receipt"
 UNSIGNED = ("signature", "audit_proof")
 NANO, MILLION, CEILING = 10**9, 10**6, Decimal(10**9)
@@ -235,6 +236,11 @@ def price(text: str | None) -> str | None:
     return None if text is None else f"{whole}.{places:0<2}"
 
 
+def seal(tenant: str) -> str:
+    """What a tenant stands as in conditions, which every tenant sees; older ones have its id."""
+    return hashlib.sha256(f"ainfera tenant {tenant}".encode()).hexdigest()[:16]
+
+
 def floor_of(asked: Json, policy: Json, live: bool) -> tuple[Decimal, str]:
     """The floor, and where it comes from."""
     if asked["min_quality"] is not None:
@@ -294,10 +300,12 @@ class Fate:
             raise ValueError("a condition that this program does not know")
         if wanted.get("opt_in") is True and not self._named(self.asked["allow"]):
             return False
-        said = {"data_class": "data_class", "region": "region", "tenant": "tenant_id"}
+        said = {name: [self.asked.get(name)] for name in ("data_class", "region")}
+        tenant = self.asked.get("tenant_id")
+        said["tenant"] = [tenant, None if tenant is None else seal(tenant)]
         return all(
-            wanted.get(name) is None or self.asked.get(field) in wanted[name]
-            for name, field in said.items()
+            wanted.get(name) is None or any(value in wanted[name] for value in values)
+            for name, values in said.items()
         )
 
     def _out(self, active: Json) -> str | None:

@@ -1,5 +1,8 @@
 """The catalogue: its file, its table, and what clients are told of it."""
 
+import json
+import re
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,6 @@ import pytest
 
 from shared.catalog import (
     CATALOG_PATH,
-    CatalogError,
     catalog_snapshot,
     load_catalog,
     model_listing,
@@ -24,11 +26,14 @@ from shared.config import PROVIDER_SETTINGS, Settings
 from shared.db import Database, driver_dsn
 from shared.domain.candidate import Candidate, Catalog
 from shared.domain.capture import columns, receipt
-from shared.domain.routing import decide
+from shared.domain.catalog_file import CatalogError
+from shared.domain.routing import conditions_hold, decide
 from shared.domain.routing_policy import CallerPolicy, RequestFeatures
 
 CATALOG = load_catalog()
 SLOW = 'slug = "deepseek-flash"\nexpected_latency_ms = 900'
+# printf 'ainfera tenant 00000000-0000-7000-8000-00000000000a' | sha256sum | head -c 16
+SEAL = "4bd319b7c774d94a"
 SPOKEN = frozenset(PROVIDER_SETTINGS)
 LOCK = "routing_backend_v1_lock"
 ANCHORS = {
@@ -84,24 +89,64 @@ class TestFile:
 
 
 class TestFaults:
-    """Each fault is told with the file, the line of its model, the model and the field."""
+    """Each fault is told with the file, the line, the model and the field, and what to write."""
 
     @pytest.mark.parametrize(
         ("right", "wrong", "says"),
         [
-            ("q_prior = 0.95", "q_prior = 1.5", "model claude-opus-4-7: q_prior:"),
-            ("price_in = 15.00", "price_in = -1", "model claude-opus-4-7: price_in:"),
-            ("price_in = 15.00\n", "", "model claude-opus-4-7: price_in and price_out"),
-            ('slug = "grok-4"\n', "", "model (without slug): slug:"),
-            ('slug = "grok-4"', 'slug = "gpt-5-5"', "the name gpt-5-5 is taken"),
-            ('slug = "grok-4"', 'slug = "ainfera-inference"', "the name ainfera-inference"),
+            ("q_prior = 0.95", "q_prior = 1.5", "model claude-opus-4-7: q_prior: 1.5 is not right"),
+            (
+                "price_in = 15.00",
+                "price_in = -1",
+                "model claude-opus-4-7: price_in: -1 is not right",
+            ),
+            ("price_in = 15.00\n", "", "model claude-opus-4-7: price_in: is missing; price_in and"),
+            ("price_out = 75.00\n", "", "price_out: is missing"),
+            ('slug = "grok-4"\n', "", "model (without slug): slug: is missing; write"),
+            ('slug = "grok-4"', 'slug = "Grok 4"', "model Grok 4: slug:"),
+            ('slug = "grok-4"', 'slug = "gpt-5-5"', "model gpt-5-5: slug: gpt-5-5 is taken"),
+            (
+                '_id = "grok-4-0709"',
+                '_id = "mistral-large-3"',
+                "provider_model_id: mistral-large-3",
+            ),
+            ('slug = "grok-4"', 'slug = "ainfera-inference"', "slug: ainfera-inference is taken"),
             ('slug = "grok-4"\nbrand = "xai"', 'slug = "grok-4"\nbrand = "x"', "brand: x is not"),
-            ("context_window = 256_000", "context_windows = 256_000", "model grok-4: context"),
-            ('["tools"]', '["magic"]', "model deepseek-flash: capabilities.0:"),
-            ('verdict = "CONDITIONAL"', 'verdict = "MAYBE"', "brands.deepseek.verdict:"),
+            ('provider = "xai"', 'provider = "x"', "provider: x is not under [providers]"),
+            (
+                "context_window = 256_000",
+                "context_windows = 256_000",
+                "model grok-4: context_windows: is no field; did you mean context_window?",
+            ),
+            ("context_window = 256_000", "context_window = true", "context_window: true is not"),
+            ("context_window = 256_000", "context_window = 0", "context_window: 0 is not"),
+            ("created = 2025-07-09", 'created = "July"', 'model grok-4: created: "July" is not'),
+            (
+                '["tools"]',
+                '["magic"]',
+                'model deepseek-flash: capabilities.0: "magic" is not right',
+            ),
+            ("q_prior_date = 2026-11-21\n", "", "q_prior_date: is missing; a q_prior needs"),
+            (
+                'q_prior_source = "locked anchor"\n',
+                "",
+                "q_prior_source: is missing; a q_prior needs",
+            ),
+            ("q_prior = 0.95\n", "", "model claude-opus-4-7: q_prior_source: belongs to a q_prior"),
+            ("q_prior_date = 2026-11-21", 'q_prior_date = "now"', "q_prior_date:"),
+            (
+                'verdict = "CONDITIONAL"',
+                'verdict = "MAYBE"',
+                'brands.deepseek.verdict: "MAYBE" is not',
+            ),
+            (
+                '"Anthropic", verdict',
+                '"Anthropic", verdikt',
+                "brands.anthropic.verdikt: is no field",
+            ),
             ("{ opt_in = true }", "{ opt_out = true }", "brands.deepseek.conditions.opt_out:"),
             ("{ opt_in = true }", "{ opt_in = false }", "brands.deepseek.conditions.opt_in:"),
-            ("{ opt_in = true }", "{}", "brands.deepseek:"),
+            ("{ opt_in = true }", "{}", "brands.deepseek.conditions:"),
             (
                 "{ opt_in = true }",
                 '{ data_class = ["secret"] }',
@@ -110,8 +155,12 @@ class TestFaults:
             ("{ opt_in = true }", "{ region = [] }", "brands.deepseek.conditions.region:"),
             ("{ opt_in = true }", '{ region = ["EU"] }', "brands.deepseek.conditions.region.0:"),
             ("{ opt_in = true }", '{ tenant = ["me"] }', "brands.deepseek.conditions.tenant.0:"),
-            ('verdict = "CONDITIONAL"', 'verdict = "PASS"', "conditions are for the verdict"),
-            ('slug = "grok-4"', "slug = ", "line "),
+            ('verdict = "CONDITIONAL"', 'verdict = "PASS"', "brands.deepseek.conditions: are for"),
+            ('xai = { name = "xAI" }', "xai = {}", "providers.xai.name: is missing; write"),
+            ('xai = { name = "xAI" }', 'xai = "xAI"', 'providers.xai: "xAI" is not right'),
+            ('xai = { name = "xAI" }', 'XAI = { name = "xAI" }', "providers.XAI: is not right"),
+            ("[providers]\n", "[provider]\n", "provider: is no table; did you mean providers?"),
+            ('slug = "grok-4"', "slug = ", "Invalid value"),
         ],
     )
     def test_told(self, tmp_path: Path, right: str, wrong: str, says: str) -> None:
@@ -121,18 +170,86 @@ class TestFaults:
         broken.write_text(source.replace(right, wrong, 1), encoding="utf-8")
         with pytest.raises(CatalogError) as fault:
             load_catalog(broken)
-        assert str(fault.value).startswith("catalog.toml")
+        assert all(re.match(r"catalog\.toml:\d+: ", each) for each in fault.value.problems)
+        assert str(fault.value) == "\n".join(fault.value.problems)
         assert says in str(fault.value)
 
-    def test_the_line_is_that_of_the_model(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("right", "wrong", "line"),
+        [
+            ("q_prior = 0.86", "q_prior = 9", "q_prior = 9"),
+            ('capabilities = ["tools"]', 'capabilities = [\n"x"]', "capabilities = ["),
+            ('slug = "grok-4"\n', "", "[[models]]"),
+            (
+                'verdict = "CONDITIONAL"',
+                'verdict = "MAYBE"',
+                'deepseek = { name = "DeepSeek", verd',
+            ),
+            ('deepseek = { name = "DeepSeek" }', "[providers.deepseek]\nname = 1", "name = 1"),
+            ('xai = { name = "xAI" }', "xai.name = 1", "xai.name = 1"),
+            ('[[models]]\nslug = "grok-4"', '[[ model ]] # x\nslug = "grok-4"', "[[ model ]] # x"),
+            ("[brands]\n", "colour = 1\n[brands]\n", "colour = 1"),
+            ('slug = "grok-4"', "slug = ", "slug = "),
+        ],
+    )
+    def test_the_line_is_that_of_the_field(
+        self, tmp_path: Path, right: str, wrong: str, line: str
+    ) -> None:
+        source = CATALOG_PATH.read_text(encoding="utf-8")
+        assert right in source
+        source = source.replace(right, wrong, 1)
         broken = tmp_path / "catalog.toml"
-        source = CATALOG_PATH.read_text(encoding="utf-8").replace("q_prior = 0.86", "q_prior = 9")
         broken.write_text(source, encoding="utf-8")
         with pytest.raises(CatalogError) as fault:
             load_catalog(broken)
-        line = int(str(fault.value).split(":")[1])
-        assert source.splitlines()[line - 1] == "[[models]]"
-        assert source.splitlines()[line] == 'slug = "grok-4"'
+        number = int(fault.value.problems[0].split(":")[1])
+        assert source.splitlines()[number - 1].startswith(line)
+
+    @pytest.mark.parametrize(
+        ("source", "says"),
+        [
+            ("", "brands: is missing"),
+            ("[brands]\n[providers]\n", "models: is missing; write"),
+            ("models = []\n[brands]\n[providers]\n", "catalog.toml:1: models: "),
+            ("[brands]\n[providers]\n[[model]]\nslug = 'a'\n", "did you mean models?"),
+        ],
+    )
+    def test_a_file_without_models_is_not_right(
+        self, tmp_path: Path, source: str, says: str
+    ) -> None:
+        empty = tmp_path / "catalog.toml"
+        empty.write_text(source)
+        with pytest.raises(CatalogError, match=re.escape(says)):
+            load_catalog(empty)
+
+    def test_all_that_is_wrong_is_told_at_once(self, tmp_path: Path) -> None:
+        source = CATALOG_PATH.read_text(encoding="utf-8")
+        broken = tmp_path / "catalog.toml"
+        broken.write_text(source.replace("q_prior = ", "q_prior = 1"), encoding="utf-8")
+        with pytest.raises(CatalogError) as fault:
+            load_catalog(broken)
+        assert len(fault.value.problems) == source.count("q_prior = ") > 10
+
+
+class TestPriors:
+    def test_each_says_where_it_is_from_and_of_what_day(self) -> None:
+        for candidate in CATALOG.candidates:
+            given = candidate.q_prior, candidate.q_prior_source, candidate.q_prior_date
+            assert all(given) or not any(given), candidate.slug
+
+    def test_a_catalogue_without_sources_keeps_its_form_and_so_its_hash(self) -> None:
+        told = CATALOG.names["gpt-5-5"].to_json()
+        named = {"q_prior_source", "q_prior_date"}
+        bare = {name: value for name, value in told.items() if name not in named}
+        assert Candidate.from_json(bare).to_json() == bare
+        assert told.keys() - bare.keys() == named
+        assert Candidate.from_json(told).to_json() == told
+
+    def test_they_come_through_the_table(self) -> None:
+        """`TestTable` compares all of the catalogue; here is that there is something to compare."""
+        gpt, pro = CATALOG.names["gpt-5-5"], CATALOG.names["gpt-5-5-pro"]
+        assert (gpt.q_prior_source, gpt.q_prior_date) == ("locked anchor", "2026-11-21")
+        assert (pro.q_prior_source, pro.q_prior_date) == (None, None)
 
 
 class TestTable:
@@ -173,8 +290,31 @@ class TestTable:
             "opt_in": True,
             "data_class": ["public"],
             "region": ["eu"],
-            "tenant": [tenant.lower()],
+            "tenant": [SEAL],
         }
+
+    async def test_no_snapshot_names_the_tenants_of_a_brand(
+        self, owner_url: str, settings: Settings, tmp_path: Path
+    ) -> None:
+        """Also of a row that is older or made by hand: all tenants' receipts show conditions."""
+        tenant = "00000000-0000-7000-8000-00000000000a"
+        asks = json.dumps({"tenant": [tenant]})
+        change = f"UPDATE models SET conditions = '{asks}' WHERE slug = 'deepseek-flash'"
+        db = Database(settings)
+        try:
+            await seed_catalog(owner_url)
+            await _as_owner(owner_url, change)
+            running = await open_catalog(db)
+            async with db.session(uuid4()) as session:
+                snapshot = await catalog_snapshot(session, running.hash)
+        finally:
+            await seed_catalog(owner_url)
+            await db.aclose()
+        assert tenant not in json.dumps(snapshot)
+        asked = RequestFeatures("general", 1000, 1000, tenant_id=tenant)
+        other = replace(asked, tenant_id=str(uuid4()))
+        theirs = running.names["deepseek-flash"]
+        assert [conditions_hold(theirs, each) for each in (asked, other)] == [True, False]
 
     @pytest.mark.parametrize("conditions", ['{"phase": ["moon"]}', "{}", "[]", '"opt_in"'])
     async def test_a_condition_that_nobody_would_look_at_is_refused(
@@ -249,7 +389,11 @@ class TestListing:
             "input_cost_per_million_usd": "5.00",
             "output_cost_per_million_usd": "15.00",
             "routable_status": "routable",
+            "q_prior": 0.9,
+            "q_prior_source": "locked anchor",
+            "q_prior_date": "2026-11-21",
         }
+        assert {router[name] for name in ("q_prior", "q_prior_source", "q_prior_date")} == {None}
         assert by_id["gpt-5-mini"]["input_cost_per_million_usd"] == "0.25"
         assert not any(alias in str(listed) for alias in ("mithril", "ainfera-auto"))
 

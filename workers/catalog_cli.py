@@ -8,10 +8,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from shared.catalog import CatalogError, load_catalog
+from shared.catalog import load_catalog, open_catalog
 from shared.control import CATALOG
-from shared.domain.candidate import Catalog
+from shared.domain.candidate import Candidate, Catalog, decimal_text, price_text
 from shared.domain.catalog_diff import CatalogDiff, Change
+from shared.domain.catalog_file import CatalogError
 from shared.domain.price_list import PRICE_FIELDS, PriceList
 from shared.operators import this_operator
 from workers.catalog import Compared, NotReadable, apply_catalog, compare, read_new
@@ -24,6 +25,7 @@ from workers.terminal import (
     fail,
     run,
     say_json,
+    show_rows,
     stores,
 )
 
@@ -33,11 +35,25 @@ catalog = typer.Typer(
     " the table `models`, which a file changes.\n\n"
     "A file is checked (`check`), compared with what runs (`diff`), and then written (`apply`)."
     " Prices come from vendors; `diff` also takes the open price list `genai-prices`"
-    " (its data.json) and says where ours differ.",
+    " (its data.json) and says where ours differ. `show` says what runs.",
 )
 
 File = Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True)]
 MOST_SHOWN = 12
+HEADINGS = ("model", "provider", "verdict", "in", "out", "quality", "said by", "on")
+
+
+@catalog.command("show")
+def show_command(as_json: AsJson = False) -> None:
+    """Show the running catalogue: prices, and each quality with who says so and since when.
+
+    Example: fleet catalog show
+    """
+    found = run(running())
+    if as_json:
+        say_json({"hash": found.hash, "models": found.to_json()})
+        return
+    show_rows(HEADINGS, map(told_model, found.candidates))
 
 
 @catalog.command("diff")
@@ -70,7 +86,8 @@ def diff_command(
 
 @catalog.command("check")
 def check_command(file: File, as_json: AsJson = False) -> None:
-    """Check a catalogue file without any database; exit 1 with file, line, model and field.
+    """Check a catalogue file without any database; exit 1 with all that is wrong in it, each with
+    its line, model and field, and what to write.
 
     Example: fleet catalog check shared/catalog.toml
     """
@@ -78,7 +95,7 @@ def check_command(file: File, as_json: AsJson = False) -> None:
         found = load_catalog(file)
     except CatalogError as error:
         if as_json:
-            say_json({"valid": False, "error": str(error)})
+            say_json({"valid": False, "error": str(error), "problems": error.problems})
             raise typer.Exit(1) from None
         fail(str(error))
     if as_json:
@@ -113,6 +130,25 @@ def apply_command(file: File, yes: Yes = False, as_json: AsJson = False) -> None
         say_json({**compared.to_json(), "applied": bool(changes), "hash": new.hash})
     else:
         say(f"{file.name} was applied." if changes else "There is nothing to apply.")
+
+
+async def running() -> Catalog:
+    async with stores() as opened:
+        return await open_catalog(opened.db)
+
+
+def told_model(model: Candidate) -> tuple[str, ...]:
+    told = (
+        model.slug,
+        model.provider,
+        model.verdict,
+        price_text(model.price_in),
+        price_text(model.price_out),
+        decimal_text(model.q_prior),
+        model.q_prior_source,
+        model.q_prior_date,
+    )
+    return tuple(each or "-" for each in told)
 
 
 def readable(file: Path) -> Catalog | PriceList:

@@ -21,7 +21,8 @@ class Candidate:
     """One model of the catalogue.
 
     `slug` is our name for it, `provider_model_id` the vendor's. Prices are USD per million
-    tokens; `q_prior` lies in 0..1; `created` is the vendor's release date, `YYYY-MM-DD`.
+    tokens; `q_prior` lies in 0..1, and `q_prior_source` said so on `q_prior_date`; `created` is the
+    vendor's release date. Dates are `YYYY-MM-DD`.
     The verdict is its brand's: CONDITIONAL allows a request on which its `conditions` hold, and
     without any of them one that opted in. `expected_latency_ms` is None while unknown.
     """
@@ -44,6 +45,8 @@ class Candidate:
     expected_latency_ms: int | None = None
     aa_index_source: str | None = None
     conditions: Conditions | None = None
+    q_prior_source: str | None = None
+    q_prior_date: str | None = None
     prices: Prices | None = field(init=False, repr=False, compare=False)
     q_nano: int = field(init=False, repr=False, compare=False)
 
@@ -66,9 +69,10 @@ class Candidate:
     def to_json(self) -> dict[str, Any]:
         """Strings, integers, lists and null only, so that it hashes the same everywhere.
 
-        `conditions` is there where there are some: a catalogue without any keeps its hash.
+        `conditions`, `q_prior_source` and `q_prior_date` are there where there are some: a
+        catalogue without any keeps its hash.
         """
-        told = {
+        told: dict[str, Any] = {
             "slug": self.slug,
             "brand": self.brand,
             "provider": self.provider,
@@ -89,6 +93,10 @@ class Candidate:
         }
         if self.conditions is not None:
             told["conditions"] = self.conditions.to_json()
+        if self.q_prior_source is not None:
+            told["q_prior_source"] = self.q_prior_source
+        if self.q_prior_date is not None:
+            told["q_prior_date"] = self.q_prior_date
         return told
 
     @classmethod
@@ -113,6 +121,8 @@ class Candidate:
             expected_latency_ms=data.get("expected_latency_ms"),
             aa_index_source=data.get("aa_index_source"),
             conditions=Conditions.from_json(data.get("conditions")),
+            q_prior_source=data.get("q_prior_source"),
+            q_prior_date=None if (day := data.get("q_prior_date")) is None else str(day)[:10],
         )
 
 

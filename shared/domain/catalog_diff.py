@@ -9,8 +9,6 @@ from typing import Any
 from shared.domain.candidate import Candidate, Catalog, decimal_text
 from shared.domain.price_list import PRICE_FIELDS, PriceList, prices_on, their_name
 
-# fields that the table of models has no column for: nobody who runs reads them
-NOT_KEPT = frozenset({"expected_latency_ms"})
 _TENTH = Decimal("0.1")
 
 
@@ -98,14 +96,14 @@ def _by_slug(catalog: Catalog) -> dict[str, Candidate]:
     return {candidate.slug: candidate for candidate in catalog.candidates}
 
 
-def _changes(slug: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
-    for field in old:
-        if field in NOT_KEPT or old[field] == new[field]:
+def _changes(slug: str, old: dict[str, Any], new: dict[str, Any]) -> Iterator[Change]:
+    """A model without conditions, say, has no field of that name: it is as if it were null."""
+    for field in old | new:
+        was, will_be = old.get(field), new.get(field)
+        if was == will_be:
             continue
-        share = None
-        if field in PRICE_FIELDS:
-            share = percent(_decimal(old[field]), _decimal(new[field]))
-        yield Change(slug, field, old[field], new[field], share)
+        share = percent(_decimal(was), _decimal(will_be)) if field in PRICE_FIELDS else None
+        yield Change(slug, field, was, will_be, share)
 
 
 def _decimal(text: str | None) -> Decimal | None:

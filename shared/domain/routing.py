@@ -58,12 +58,13 @@ _GATED = frozenset({DropReason.BELOW_FLOOR, DropReason.OVER_BUDGET, DropReason.T
 
 RULESET: Mapping[str, Any] = {
     "name": "cheapest-clearing-floor",
-    "version": 2,
+    "version": 3,
     "order": [reason.value for reason in DropReason],
     "pick": ["projected_cost asc", "q_prior desc", "slug asc"],
     "projected_cost": "input estimate x price in + reserved output x price out, 9 places half up",
     "conditional": "allowed where all conditions of the brand hold on the request: opt_in (the "
     "allow list names the model or its brand), data_class, region, tenant; opt_in where none is",
+    "tenant": "listed by its id, or by sha256('ainfera tenant ' + id)[0:16] in hex",
     "quality": "the lower bound of q_empirical where the policy's q_source is empirical and there "
     "is one, else q_prior",
     "latency": "the observed p95 where there is one, else what the catalogue expects",

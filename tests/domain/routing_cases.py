@@ -99,6 +99,7 @@ VERDICTS: list[tuple[str | None, dict[str, object] | None]] = [
     ("CONDITIONAL", {"data_class": ["public", "internal"]}),
     ("CONDITIONAL", {"region": ["eu"]}),
     ("CONDITIONAL", {"tenant": [TENANTS[0]]}),
+    ("CONDITIONAL", {"tenant": ["4bd319b7c774d94a"]}),  # the seal of the same
     ("CONDITIONAL", {"data_class": ["restricted"], "region": list(REGIONS), "opt_in": True}),
 ]
 

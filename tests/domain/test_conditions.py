@@ -13,6 +13,8 @@ from shared.domain.routing import conditions_hold
 from tests.domain.routing_cases import ALL_ACTIVE, TENANTS, asked, decided, model
 
 MINE, OTHER = TENANTS
+# printf 'ainfera tenant 00000000-0000-7000-8000-00000000000a' | sha256sum | head -c 16
+SEAL = "4bd319b7c774d94a"
 EVERYTHING: dict[str, Any] = {
     "opt_in": True,
     "data_class": ["public"],
@@ -47,6 +49,10 @@ def conditional(conditions: dict[str, Any] | None) -> Candidate:
         ({"tenant": [MINE]}, {"tenant_id": MINE}, True),
         ({"tenant": [MINE]}, {"tenant_id": OTHER}, False),
         ({"tenant": [MINE]}, {}, False),
+        ({"tenant": [SEAL]}, {"tenant_id": MINE}, True),
+        ({"tenant": [SEAL]}, {"tenant_id": OTHER}, False),
+        ({"tenant": [SEAL]}, {}, False),
+        ({"tenant": [OTHER, SEAL]}, {"tenant_id": MINE}, True),
         (EVERYTHING, MEETS, True),
         (EVERYTHING, MEETS | {"allow": frozenset()}, False),
         (EVERYTHING, MEETS | {"data_class": "internal"}, False),
@@ -79,6 +85,21 @@ def test_the_json_form_has_what_is_given_and_refuses_what_is_unknown() -> None:
     assert Conditions.from_json({}) is None
     with pytest.raises(ValueError, match="phase"):
         Conditions.from_json({"phase": ["moon"]})
+
+
+def test_a_tenant_is_kept_by_a_seal_that_names_nobody() -> None:
+    read = Conditions.from_json({"region": ["eu"], "tenant": [MINE, OTHER]})
+    assert read is not None
+    told = read.sealed().to_json()
+    assert told["region"] == ["eu"]
+    assert SEAL in told["tenant"]
+    assert len(told["tenant"]) == 2
+    assert not {MINE, OTHER} & {*told["tenant"]}
+    assert read.sealed().sealed() == read.sealed()  # what is sealed stays as it is
+    assert read.to_json()["tenant"] == [MINE, OTHER]  # an older receipt is read as it was written
+    region = Conditions.from_json({"region": ["eu"]})
+    assert region is not None
+    assert region.sealed() == region
 
 
 def test_a_catalogue_without_conditions_keeps_its_form_and_so_its_hash() -> None:

@@ -5,6 +5,7 @@ import csv
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import orjson
@@ -14,6 +15,7 @@ from sqlalchemy import text
 
 from ingress.deps import Deps
 from shared.domain.policy_version import BUILT_IN, PolicyVersion
+from shared.ids import mint_id
 from shared.policies import known_versions, publish, rollback, store_version, tell_policies_changed
 from tests.ingress.conftest import OpenApp, SignUp, leave_call
 from tests.test_cli import fleet
@@ -52,6 +54,11 @@ async def until(holds: Callable[[], Any]) -> None:
     async with asyncio.timeout(20):
         while not await holds():
             await asyncio.sleep(0.01)
+
+
+async def set_floor(client: httpx.AsyncClient, new: dict[str, Any], **body: Any) -> httpx.Response:
+    path = f"/v1/agents/{new['agent_id']}/routing-policy"
+    return await client.patch(path, json=body, headers=new["auth"])
 
 
 async def test_says_what_is_in_force_and_where_it_comes_from(
@@ -97,11 +104,98 @@ async def test_an_agents_own_floor_is_told_beside_the_tenants(
     client: httpx.AsyncClient, sign_up: SignUp, deps: Deps
 ) -> None:
     new = await sign_up()
-    await deps.db.run(
-        "UPDATE agents SET min_quality = 0.9 WHERE id = cast(:id AS uuid)", id=new["agent_id"]
-    )
-    found = (await client.get(PATH, headers=new["auth"])).json()
-    assert found["agents"] == [{"agent_id": new["agent_id"], "min_quality": 0.9}]
+    body = {"tenant_id": new["tenant_id"], "name": "second"}
+    second = (await client.post("/v1/agents/register", json=body, headers=new["auth"])).json()
+    await client.put(PATH, json={"min_quality": 0.6}, headers=new["auth"])
+    for floor, told in ((0.9, 0.9), ("strong", 0.7), ("0.55", 0.55)):
+        put = await set_floor(client, new, min_quality=floor)
+        assert put.status_code == 200, put.text
+        in_force = put.json()["in_force"]["min_quality"]["code"]
+        assert in_force == {"value": told, "source": "agent"}
+        found = (await client.get(PATH, headers=new["auth"])).json()
+        assert found["agents"] == [{"agent_id": new["agent_id"], "min_quality": told}]
+        assert put.json()["min_quality"] == told
+    # what the tenant said holds for its other agent as before
+    assert found["in_force"]["min_quality"]["code"] == {"value": 0.6, "source": "tenant"}
+    theirs = await deps.keyring.find(new["api_key"], UUID(second["id"]))
+    assert theirs.policy["agent_min_quality"] is None
+    assert (await policy_of(deps, new))["agent_min_quality"] == "0.55"
+
+    put = await set_floor(client, new, min_quality=None)
+    assert put.json()["min_quality"] is None
+    assert put.json()["in_force"]["min_quality"]["code"] == {"value": 0.6, "source": "tenant"}
+    assert (await client.get(PATH, headers=new["auth"])).json()["agents"] == []
+    assert (await policy_of(deps, new))["agent_min_quality"] is None
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "words"),
+    [
+        ({"min_quality": 1.01}, "min_quality", "from 0 to 1"),
+        ({"min_quality": True}, "min_quality", "from 0 to 1"),
+        ({"min_quality": "best"}, "min_quality", "good, strong, frontier"),
+        ({"policy_version": "flat-1"}, "policy_version", "no such field"),
+        ({}, "min_quality", "is needed"),
+    ],
+)
+async def test_an_agents_floor_that_is_wrong_is_refused_and_named(
+    client: httpx.AsyncClient, sign_up: SignUp, body: Any, field: str, words: str
+) -> None:
+    new = await sign_up()
+    refused = await set_floor(client, new, **body)
+    assert refused.status_code == 400
+    assert refused.json()["message"].startswith(f"{field}: ")
+    assert words in refused.json()["message"]
+    assert (await client.get(PATH, headers=new["auth"])).json()["agents"] == []
+
+
+async def test_an_agents_floor_is_set_by_a_key_of_its_tenant_alone(
+    client: httpx.AsyncClient, sign_up: SignUp
+) -> None:
+    new, other = await sign_up(), await sign_up()
+    unknown = await set_floor(client, {**other, "agent_id": str(mint_id())}, min_quality=0.9)
+    foreign = await set_floor(client, {**other, "agent_id": new["agent_id"]}, min_quality=0.9)
+    assert (unknown.status_code, foreign.status_code) == (404, 404)
+    assert unknown.json() == foreign.json()
+    for wish in ({"scopes": ["read"]}, {"scopes": ["admin"], "agent_id": new["agent_id"]}):
+        made = (await client.post("/v1/keys", json=wish, headers=new["auth"])).json()
+        auth = {"x-api-key": made["api_key"]}
+        assert (await set_floor(client, {**new, "auth": auth}, min_quality=1)).status_code == 403
+    assert (await client.get(PATH, headers=new["auth"])).json()["agents"] == []
+
+
+async def test_an_agents_floor_is_in_its_own_chain_once(
+    client: httpx.AsyncClient, sign_up: SignUp
+) -> None:
+    new = await sign_up()
+    body = {"tenant_id": new["tenant_id"], "name": "second"}
+    second = (await client.post("/v1/agents/register", json=body, headers=new["auth"])).json()
+    for floor in (0.7, "strong", None):  # a tier is its number, so the second changes nothing
+        await set_floor(client, new, min_quality=floor)
+    events = {}
+    for agent in (new["agent_id"], second["id"]):
+        found = (await client.get(f"/v1/audit/{agent}", headers=new["auth"])).json()["events"]
+        events[agent] = [e for e in found if e["event_type"] == "routing_policy.changed"]
+        assert (await client.get(f"/v1/audit/{agent}/verify")).json()["valid"]
+    assert events[second["id"]] == []
+    told = [(e["payload"]["before"], e["payload"]["after"]) for e in events[new["agent_id"]]]
+    unset, strong = {"agent_min_quality": None}, {"agent_min_quality": "0.7"}
+    assert told == [(unset, strong), (strong, unset)]
+    assert events[new["agent_id"]][0]["payload"]["changed_by"].startswith("key ")
+
+
+async def test_every_ingress_hears_an_agents_floor(
+    client: httpx.AsyncClient, sign_up: SignUp, open_app: OpenApp
+) -> None:
+    new = await sign_up()
+    async with open_app() as (_, elsewhere):
+        assert (await policy_of(elsewhere, new))["agent_min_quality"] is None
+        await set_floor(client, new, min_quality="frontier")
+
+        async def heard() -> bool:
+            return bool((await policy_of(elsewhere, new))["agent_min_quality"] == "0.85")
+
+        await until(heard)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/agents/signup"): None,
     ("POST", "/v1/agents/register"): {"tenant_id": "{tenant_id}", "name": "mine"},
     ("PATCH", "/v1/agents/{agent_id}/spend-policy"): {"daily_cap_usd": "1"},
+    ("PATCH", "/v1/agents/{agent_id}/routing-policy"): {"min_quality": 0.6},
     ("POST", "/v1/wallets/topup"): {"agent_id": "{agent_id}", "amount_usd": "1"},
     ("POST", "/v1/keys"): {"agent_id": "{agent_id}", "scopes": ["read"]},
     ("POST", "/v1/keys/{key_id}/rotate"): {"overlap_seconds": 60},

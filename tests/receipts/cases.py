@@ -21,6 +21,8 @@ KEY = LogKey("gateway.test/v1/audit", bytes(range(32)))
 JWKS: Json = {"keys": [public_jwk(public_pem(KEY.verifier))]}
 AGENT = "01890000-0000-7000-8000-00000000000a"
 TENANT = "01890000-0000-7000-8000-00000000000b"
+# printf 'ainfera tenant 01890000-0000-7000-8000-00000000000b' | sha256sum | head -c 16
+SEAL = "774667940ac221c3"
 PROVIDERS = ("anthropic", "openai", "google", "mistral", "xai")
 CAPABILITIES = ("tools", "vision", "thinking")
 TASKS = ("reasoning", "code", "extraction", "chat", "tool_use", "embed", "general")
@@ -62,12 +64,17 @@ def model(dice: Dice, slug: str) -> Json:
         "expected_latency_ms": dice.maybe(dice.randint(10, 10_000)),
         "aa_index_source": dice.maybe("measured"),
     }
+    if told["q_prior"] is not None and dice.random() < 0.8:  # the others are as older ones are
+        told |= {
+            "q_prior_source": dice.choice(["anchor", "estimate"]),
+            "q_prior_date": "2026-11-21",
+        }
     if told["verdict"] == "CONDITIONAL" and dice.random() < 0.8:
         given = {
             "opt_in": dice.maybe(True),
             "data_class": dice.maybe(dice.some(DATA_CLASSES)),
             "region": dice.maybe(dice.some(REGIONS, 0.7)),
-            "tenant": dice.maybe([dice.choice([TENANT, AGENT])], 0.3),
+            "tenant": dice.maybe([dice.choice([TENANT, AGENT, SEAL])], 0.3),
         }
         told["conditions"] = {name: value for name, value in given.items() if value is not None}
     return told

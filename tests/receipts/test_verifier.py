@@ -274,6 +274,10 @@ def decided(models: dict[str, Json] | None = None, **changes: Any) -> Json:
         ({"region": ["eu"]}, {"region": "eu"}, "mistral-large-3"),
         ({"tenant": ["t"]}, {}, "mistral-large-3"),
         ({"tenant": ["u"]}, {}, "gemini-3-1-pro"),
+        # printf 'ainfera tenant t' | sha256sum | head -c 16
+        ({"tenant": ["b3265f6c5fc715f2", "0123456789abcdef"]}, {}, "mistral-large-3"),
+        ({"tenant": ["0123456789abcdef"]}, {}, "gemini-3-1-pro"),
+        ({"tenant": ["b3265f6c5fc715f2"]}, {"tenant_id": None}, "gemini-3-1-pro"),
     ],
 )
 def test_conditions(conditions: Any, features: Json, chosen: str) -> None:

@@ -14,7 +14,7 @@ from shared.catalog import CATALOG_PATH, load_catalog, seed_catalog
 from shared.config import Settings
 from shared.control import ControlListener
 from shared.db import Database
-from shared.domain.candidate import Catalog
+from shared.domain.candidate import Candidate, Catalog
 from shared.domain.catalog_diff import compare_catalogs, compare_prices, percent
 from shared.domain.price_list import PriceList, PriceListError, prices_on
 from shared.live_catalog import LiveCatalog
@@ -165,6 +165,20 @@ def test_two_catalogues_differ_field_by_field() -> None:
     assert len(rest) == len(smaller.candidates)
 
 
+def test_a_field_that_only_one_of_them_has_differs() -> None:
+    told = {**CATALOG.names["gpt-5-5"].to_json(), "verdict": "CONDITIONAL"}
+    more = {"conditions": {"region": ["eu"]}, "expected_latency_ms": 900}
+    without, with_them = (Catalog.of([Candidate.from_json({**told, **m})]) for m in ({}, more))
+    assert changes(compare_catalogs(without, with_them)) == {
+        ("gpt-5-5", "conditions"): (None, {"region": ["eu"]}, None),
+        ("gpt-5-5", "expected_latency_ms"): (None, 900, None),
+    }
+    assert changes(compare_catalogs(with_them, without)) == {
+        ("gpt-5-5", "conditions"): ({"region": ["eu"]}, None, None),
+        ("gpt-5-5", "expected_latency_ms"): (900, None, None),
+    }
+
+
 @pytest.fixture
 def command(make_settings: Callable[..., Settings]) -> Fleet:
     settings = make_settings()
@@ -178,7 +192,7 @@ def command(make_settings: Callable[..., Settings]) -> Fleet:
 
 @pytest.fixture
 def dearer(tmp_path: Path) -> Path:
-    """The catalogue with another price for Grok 4, and a model that is new."""
+    """The catalogue with another price and latency for Grok 4, and a model that is new."""
     text = SOURCE.replace(
         'slug = "grok-4"\nbrand', 'slug = "grok-4"\nexpected_latency_ms = 900\nbrand'
     )
@@ -190,9 +204,17 @@ def dearer(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def slower(dearer: Path) -> Path:
+    """The same, and Grok 4 takes longer yet."""
+    path = dearer.with_name("slower.toml")
+    path.write_text(dearer.read_text().replace("ms = 900", "ms = 1_200"))
+    return path
+
+
 class TestCommands:
     def test_help_teaches(self) -> None:
-        for name in ("diff", "check", "apply"):
+        for name in ("show", "diff", "check", "apply"):
             page = fleet("catalog", name, "--help")
             assert page.exit_code == 0
             assert "Example: " in page.stdout
@@ -201,18 +223,32 @@ class TestCommands:
         assert command("check", CATALOG_PATH).exit_code == 0
         broken = tmp_path / "broken.toml"
         broken.write_text(SOURCE.replace("price_in = 2.00", "price_in = -2.00", 1))
-        line = SOURCE[: SOURCE.index("price_in = 2.00")].count("[[models]]")
-        starts = [n for n, said in enumerate(SOURCE.splitlines(), 1) if said == "[[models]]"]
+        line = SOURCE[: SOURCE.index("price_in = 2.00")].count("\n") + 1
         done = command("check", broken)
         assert done.exit_code == 1
-        assert done.stderr.startswith(
-            f"broken.toml:{starts[line - 1]}: model mistral-large-3: price_in"
-        )
+        assert done.stderr.startswith(f"broken.toml:{line}: model mistral-large-3: price_in: -2.00")
         told = command("check", broken, "--json")
         assert (told.exit_code, json.loads(told.stdout)["valid"]) == (1, False)
+        assert json.loads(told.stdout)["problems"] == done.stderr.splitlines()
+
+    async def test_show_says_who_says_so_and_since_when(
+        self, command: Fleet, owner_url: str
+    ) -> None:
+        await seed_catalog(owner_url)
+        told = await asyncio.to_thread(command, "show")
+        assert told.exit_code == 0, told.output
+        (opus,) = [line for line in told.stdout.splitlines() if line.startswith("claude-opus")]
+        assert opus.split()[-4:] == ["0.95", "locked", "anchor", "2026-11-21"]
+        as_json = json.loads((await asyncio.to_thread(command, "show", "--json")).stdout)
+        assert all(model in as_json["models"] for model in CATALOG.to_json())
 
     async def test_diff_then_apply_then_nothing_differs(
-        self, command: Fleet, owner_url: str, dearer: Path, make_settings: Callable[..., Settings]
+        self,
+        command: Fleet,
+        owner_url: str,
+        dearer: Path,
+        slower: Path,
+        make_settings: Callable[..., Settings],
     ) -> None:
         await seed_catalog(owner_url)
         db = Database(make_settings())
@@ -233,7 +269,9 @@ class TestCommands:
             told = json.loads(said.stdout)
             assert told["only_new"] == ["deepseek-new"]
             price = {"slug": "grok-4", "field": "price_in", "old": "5", "new": "6"}
-            assert told["changes"] == [{**price, "percent": "+20.0"}]
+            latency = {"slug": "grok-4", "field": "expected_latency_ms", "old": None, "new": 900}
+            changed = [{**price, "percent": "+20.0"}, {**latency, "percent": None}]
+            assert told["changes"] == changed
             asked = await run("apply", dearer)
             assert (asked.exit_code, live.current.find("deepseek-new")) == (1, None)
 
@@ -249,6 +287,9 @@ class TestCommands:
             assert (await run("diff", dearer, "--exit-code")).exit_code == 0
             again = await run("apply", dearer, "--yes", "--json")
             assert json.loads(again.stdout)["applied"] is False
+            done = await run("apply", slower, "--yes", "--json")
+            assert json.loads(done.stdout)["applied"] is True, "a latency alone is a change"
+            await until(lambda: live.current.names["grok-4"].expected_latency_ms == 1_200)
         finally:
             await control.aclose()
             await live.aclose()

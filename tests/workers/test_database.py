@@ -22,6 +22,7 @@ from migrations.run import MIGRATION_LOCK
 from shared.attribution import CallAttributionRow
 from shared.audit_log import AuditLeafRow
 from shared.capture_guard import CaptureGuardRow
+from shared.catalog import CatalogSnapshotRow, ModelRow
 from shared.config import Settings
 from shared.db import APP_ROLE, Connection, Database, connect, driver_dsn, owner_engine
 from shared.dead_letters import DeadLetterRow
@@ -69,6 +70,8 @@ ELSEWHERE = (
     RoutingRewardRow,
     QuoteRow,
     QuoteUseRow,
+    CatalogSnapshotRow,
+    ModelRow,
 )
 SEAL_BROKEN = asyncpg.RestrictViolationError
 

@@ -44,6 +44,7 @@ RIGHTS = {
     ("accounts", "UPDATE (id)"),  # to lock: `only_locked` refuses every change
     ("agents", "INSERT"),
     ("agents", "UPDATE (daily_cap_usd)"),
+    ("agents", "UPDATE (min_quality)"),
     ("agents", "UPDATE (per_call_cap_usd)"),
     ("api_keys", "INSERT"),
     ("api_keys", "UPDATE"),
