@@ -14,7 +14,6 @@ three backticks away is to ask something else.
 """
 
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -37,14 +36,17 @@ MANY_NUMBERS = 6
 
 WANTED_SCHEMA = 40  # tenths, as the weights are
 CODE_FENCE = 60
-SEEN_IMAGE = 15
+SEEN_IMAGE = 30
 READ_DOCUMENT = 15
 
 _TOOL_BLOCKS = frozenset({"tool_use", "tool_result"})
 _EMBEDDING_FIELDS = frozenset({"encoding_format", "dimensions"})
 _DATA_FENCES = frozenset(
-    "text txt plain plaintext md markdown json jsonl csv tsv yaml yml xml toml ini log logs email "
-    "latex tex math output quote".split()
+    {
+        *("text", "txt", "plain", "plaintext", "md", "markdown", "email", "quote", "output"),
+        *("json", "jsonl", "csv", "tsv", "yaml", "yml", "xml", "toml", "ini", "log", "logs"),
+        *("latex", "tex", "math"),
+    }
 )
 _LANGUAGE = re.compile(r"```([\w+#-]{1,20})\s")
 _PROGRAM_MARKS = ("=", "{", ";", "->", "</")
@@ -56,7 +58,7 @@ _Scores = list[int]
 
 
 def _start(term: str) -> int:
-    return int.from_bytes(term[:SHORTEST].encode(), sys.byteorder)
+    return memoryview(term[:SHORTEST].encode("ascii")).cast("I")[0]
 
 
 def _by_start(terms: Iterable[str]) -> dict[int, tuple[str, ...]]:

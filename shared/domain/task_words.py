@@ -1,4 +1,4 @@
-"""The weights by which `task_type.py` tells what a prompt wants. Written, not edited: see below.
+"""The weights by which `task_type.py` tells what a prompt wants. Written, not edited.
 
 `python -m tests.bench.classifying --fit FILE` learned it from the hand-set weights of
 `tests/bench/task_vocabulary.py` and labelled public prompts. A term and its tenths for code,
@@ -9,7 +9,7 @@ see `task_type.signs`.
 from collections.abc import Mapping
 
 _TABLE = """\
-*always=-9,8,28,-1,-11 *brief=0,0,0,25,0 *long=0,-1,-4,-1,11 *number=7,8,-11,-6,8
+*always=-9,8,28,-1,-11 *brief=0,0,0,50,0 *long=0,-1,-4,-1,11 *number=7,8,-11,-6,8
 *quiz=-25,-6,28,-42,-24 *quiz_number=-7,-1,11,-1,-6 ^actas=0,-6,0,47,0 ^asa=0,-1,-2,44,0
 ^asan=0,0,0,40,0 ^assumetherole=0,0,0,40,0 ^class=40,0,0,0,0 ^compose=0,0,0,40,0 ^craft=0,0,0,40,0
 ^def=55,-10,-2,-1,-2 ^discuss=0,0,25,0,0 ^draft=0,0,0,41,0 ^explain=0,0,26,0,0

@@ -42,10 +42,10 @@ measured while the load generator and the provider share the machine: on few cor
 are as much theirs as the gateway's. Look at the last line: if others used the machine too, run
 again. A settlement waits for one fsync; `--home` on a RAM disk shows what is left without it.
 
-Two short tables follow. What a decision costs a processor, from a request's bytes on, is measured
-here without any store. How long calls waited for theirs is told by what the gateway wrote down: from
-the id, minted when a call is accepted, to the `inference.routed` event (ids have whole milliseconds:
-half of one is too much).
+Two short tables follow. What a decision costs a processor, from a request's bytes on, is
+measured here without any store. How long calls waited for theirs is told by what the gateway wrote
+down: from the id, minted when a call is accepted, to the `inference.routed` event (ids have whole
+milliseconds: half of one is too much).
 """
 
 DECIDED_AMONG = 100

@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from shared.domain import task_words
@@ -125,7 +126,7 @@ def cross_validated(prompts: Sequence[Labelled], folds: int, start: Weights) -> 
     for at, held_out in enumerate(hands):
         others = [each for n, hand in enumerate(hands) if n != at for each in hand]
         weights = fitted(others, known_to(others, start))
-        yield judged(held_out, lambda each, table=weights: verdict(each, table))
+        yield judged(held_out, partial(verdict, weights=weights))
 
 
 def as_shipped(each: Labelled) -> int:

@@ -132,7 +132,7 @@ def written(weights: Weights, path: Path) -> None:
     path.write_text(f'{_HEAD}_TABLE = """\\\n{body}\n"""\n{_FOOT}')
 
 
-_HEAD = '''"""The weights by which `task_type.py` tells what a prompt wants. Written, not edited: see below.
+_HEAD = '''"""The weights by which `task_type.py` tells what a prompt wants. Written, not edited.
 
 `python -m tests.bench.classifying --fit FILE` learned it from the hand-set weights of
 `tests/bench/task_vocabulary.py` and labelled public prompts. A term and its tenths for code,
@@ -143,7 +143,7 @@ see `task_type.signs`.
 from collections.abc import Mapping
 
 '''
-_FOOT = '''
+_FOOT = """
 
 def _read(table: str) -> dict[str, tuple[int, ...]]:
     cells = (cell.split("=") for cell in table.split())
@@ -151,4 +151,4 @@ def _read(table: str) -> dict[str, tuple[int, ...]]:
 
 
 WEIGHTS: Mapping[str, tuple[int, ...]] = _read(_TABLE)
-'''
+"""

@@ -106,8 +106,9 @@ CHAT = _weighted(
     (
         40,
         "^hello, ^hi there, ^thanks, ^thank you, ^good morning, ^how are you, ^imagine, ^pretend,"
-        "^you are a, ^you are an, ^as a, ^as an, ^act as, ^suppose you, ^picture yourself, ^write a,"
-        "^write an, ^compose, ^draft, ^craft, ^rewrite, ^translate, ^please assume,"
+        "^you are a, ^you are an, ^as a, ^as an, ^act as, ^suppose you, ^write a,"
+        "^picture yourself, ^write an, ^compose, ^draft, ^craft, ^rewrite, ^translate,"
+        "^please assume,"
         "^please take on, ^assume the role, ^take on the, ^now you are, ^lets play, ^tell me a,"
         "pretend to be, pretend you, assume the role, take on the role, take on the persona,"
         "in character, stay in character, you will be my, i want you to act, video script,"
@@ -195,6 +196,6 @@ SIGNS: Mapping[str, tuple[int, ...]] = {
     "*number": (0, 6, 0, 0, 0),
     "*quiz": (-20, 0, 10, -40, -20),
     "*quiz number": (0, -4, 0, 0, 0),
-    "*brief": (0, 0, 0, 25, 0),
+    "*brief": (0, 0, 0, 50, 0),
     "*long": (0, 0, 0, 0, 5),
 }
