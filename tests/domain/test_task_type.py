@@ -124,6 +124,12 @@ def test_letters_of_every_script_are_folded(text: str, casing: Any) -> None:
     assert letters(casing(text)) == letters(text)
 
 
+@pytest.mark.parametrize("letter", "\u00df\u0131\u0130\u017f\u212a\ufb01\u0149")
+def test_a_letter_whose_other_case_is_ascii_is_folded(letter: str) -> None:
+    cases = {letter.upper(), letter.lower(), letter.title(), letter.casefold(), letter.swapcase()}
+    assert {letters(each) for each in cases} == {letters(letter)}
+
+
 def test_a_long_prompt_keeps_its_answer_in_other_spacing() -> None:
     filler = "the old harbour lay quiet under a pale sky and nobody came by that day "
     for prompt, task in CASES:
