@@ -15,9 +15,12 @@ import psutil
 import migrations
 from shared.catalog import seed_catalog
 from shared.embedded import Servers, embedded_servers
+from tests.bench import deciding
 from tests.bench.counting import counted_stack, counts_table
+from tests.bench.decided import Windows, routed_ms, routed_table
+from tests.bench.load import percentiles
 from tests.bench.portkey import NoPortkey, running_portkey
-from tests.bench.report import table
+from tests.bench.report import aligned, table
 from tests.bench.scenarios import Load, LoadFailed, Sample, run, running_load, scenarios, warm
 from tests.bench.soak import soak, soak_table
 from tests.bench.stack import StackError, Stores, running_provider, running_stack
@@ -38,8 +41,14 @@ the provider alone. CPU is that of all processes of a gateway, its stores includ
 measured while the load generator and the provider share the machine: on few cores the calls/s
 are as much theirs as the gateway's. Look at the last line: if others used the machine too, run
 again. A settlement waits for one fsync; `--home` on a RAM disk shows what is left without it.
+
+Two short tables follow. What a decision costs a processor, from a request's bytes on, is
+measured here without any store. How long calls waited for theirs is told by what the gateway wrote
+down: from the id, minted when a call is accepted, to the `inference.routed` event (ids have whole
+milliseconds: half of one is too much).
 """
 
+DECIDED_AMONG = 100
 EXAMPLES = """\
 examples:
   python -m tests.bench                      all of it, in about two minutes
@@ -135,7 +144,7 @@ async def measure(chosen: argparse.Namespace, servers: Servers, logs: Path, home
             if chosen.soak:
                 await watch_memory(load, targets[1], chosen.soak)
             else:
-                await measure_all(chosen, load, targets, sync_ms(home))
+                await measure_all(chosen, load, targets, sync_ms(home), servers.owner_url)
 
 
 async def watch_memory(load: Load, target: Target, minutes: int) -> None:
@@ -198,7 +207,11 @@ def _portkey(
 
 
 async def measure_all(
-    chosen: argparse.Namespace, load: Load, targets: list[Target], disk_ms: float
+    chosen: argparse.Namespace,
+    load: Load,
+    targets: list[Target],
+    disk_ms: float,
+    database: str,
 ) -> None:
     """Scenario by scenario, each over all targets, so that a busy minute hits all alike."""
     planned = scenarios(chosen.seconds, chosen.rate, chosen.token_ms)
@@ -208,19 +221,23 @@ async def measure_all(
         await warm(load, target, meters[target.name], max(0.5, chosen.seconds / 3))
     memory = {"before": _memory(meters)}
     results: dict[str, dict[str, Sample]] = {}
+    windows = Windows()
     for scenario in planned:
         say(f"… {scenario.title}")
         for target in targets:
             if scenario.key == "sustained" and not target.pids:
                 continue
             peak = results.get("peak", {}).get(target.name)
-            results.setdefault(scenario.key, {})[target.name] = await run(
-                load, scenario, target, meters[target.name], peak.per_second if peak else 400.0
-            )
+            with windows.noted(target.name, scenario.title):
+                results.setdefault(scenario.key, {})[target.name] = await run(
+                    load, scenario, target, meters[target.name], peak.per_second if peak else 400.0
+                )
     memory["after"] = _memory(meters)
     owners = {process: target.name for target in targets for process in target.pids}
     say()
     say(table(planned, results, memory, owners, [target.name for target in targets]))
+    say()
+    decisions, waits = await tell_decisions(chosen.seconds, database, windows)
     samples = [sample for of_targets in results.values() for sample in of_targets.values()]
     say()
     say(_circumstances(chosen, samples, disk_ms))
@@ -230,8 +247,25 @@ async def measure_all(
             break
     if chosen.json is not None:
         chosen.json.write_text(
-            json.dumps(_everything(chosen, results, memory, disk_ms), indent=1) + "\n"
+            json.dumps(
+                _everything(chosen, results, memory, disk_ms)
+                | {"decisions": decisions, "routed_ms": waits},
+                indent=1,
+            )
+            + "\n"
         )
+
+
+async def tell_decisions(
+    seconds: float, database: str, windows: Windows
+) -> tuple[list[list[str]], dict[str, dict[str, float]]]:
+    """Print and return what decisions cost, and how long calls waited for theirs."""
+    waits = await routed_ms(database, windows)
+    decisions = deciding.rows(seconds / 8, DECIDED_AMONG)
+    decisions[0][0] = "decisions, without any store"
+    say(aligned(decisions) + "\n")
+    say(routed_table(waits))
+    return decisions, {title: percentiles(of_calls) for title, of_calls in waits.items()}
 
 
 def _memory(meters: dict[str, Meter]) -> dict[str, float]:

@@ -92,8 +92,8 @@ def measured(name: str, work: Callable[[], object], seconds: float) -> list[str]
     return [name, f"{1 / p50:,.0f}", f"{p50 * 1e6:.1f}", f"{p99 * 1e6:.1f}"]
 
 
-def compare(seconds: float, size: int) -> None:
-    """Print the table."""
+def rows(seconds: float, size: int) -> list[list[str]]:
+    """The table, its headings first; `seconds` is for each row of it."""
     large, shipped = catalog_of(size), load_catalog()
     active = frozenset(c.provider for c in shipped.candidates)
     asked = RequestFeatures("general", 1000, 1000)
@@ -105,8 +105,7 @@ def compare(seconds: float, size: int) -> None:
         f"a body of 10 kB, {size} candidates": whole_of(body_of(10_000, **hint), large, active),
         "a short body, the shipped": whole_of(body_of(80, **hint), shipped, active),
     }
-    rows = [measured(name, work, seconds) for name, work in works.items()]
-    sys.stdout.write(f"{aligned([HEADINGS, *rows])}\n")
+    return [[*HEADINGS], *(measured(name, work, seconds) for name, work in works.items())]
 
 
 def main() -> None:
@@ -116,7 +115,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="for each row")
     parser.add_argument("--candidates", type=int, default=100, help="of the large catalogue")
     options = parser.parse_args()
-    compare(options.seconds, options.candidates)
+    sys.stdout.write(f"{aligned(rows(options.seconds, options.candidates))}\n")
 
 
 if __name__ == "__main__":

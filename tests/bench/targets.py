@@ -15,6 +15,7 @@ PATHS: dict[Wire, str] = {"anthropic": "/v1/messages", "openai": "/v1/chat/compl
 STREAM_ENDS: dict[Wire, str] = {"anthropic": "message_stop", "openai": "[DONE]"}
 BODY_ENDS: dict[Wire, str] = {"anthropic": "end_turn", "openai": '"stop"'}
 MAX_TOKENS = 256
+AINFERA = "Ainfera"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def provider_target(port: int, wire: Wire) -> Target:
 def ainfera_target(
     port: int, wire: Wire, model: str, api_key: str, pids: Mapping[str, int]
 ) -> Target:
-    return Target("Ainfera", port, wire, model, _vendor_headers(wire, api_key), pids)
+    return Target(AINFERA, port, wire, model, _vendor_headers(wire, api_key), pids)
 
 
 def portkey_target(port: int, wire: Wire, provider: Wire, provider_port: int, pid: int) -> Target:

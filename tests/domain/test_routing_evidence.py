@@ -13,7 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.domain import candidate, conditions, evidence, exploration, pricing, routing
+from shared.domain import (
+    candidate,
+    conditions,
+    evidence,
+    exploration,
+    pricing,
+    routing,
+    task_type,
+    task_words,
+)
 from shared.domain.candidate import Catalog
 from shared.domain.capture import columns
 from shared.domain.evidence import Empirical, Evidence
@@ -211,7 +220,10 @@ def test_no_float_is_in_a_decision(
     assert numbers([decision.inputs, columns(decision), *map(tuple, decision.outcomes)]) == []
 
 
-@pytest.mark.parametrize("module", [candidate, conditions, evidence, exploration, pricing, routing])
+@pytest.mark.parametrize(
+    "module",
+    [candidate, conditions, evidence, exploration, pricing, routing, task_type, task_words],
+)
 def test_no_float_is_in_the_rule(module: Any) -> None:
     """No decimal point outside of a text, no `float`, and no division that makes one."""
     for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
