@@ -1,330 +1,192 @@
-"""Every way out of a call, for every target and form: one capture if it was routed, else none.
+"""Every way out of a call, for every target, dialect and form: one capture if it was routed.
 
 docs/capture.md has the table; it is this sweep's, and a test holds it to that.
 """
 
-import base64
-from collections.abc import Callable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
-from uuid import UUID
 
 import ainfera
-import httpx
+import asyncpg
 import orjson
 import pytest
 
-from shared.config import Settings
-from shared.control import CONTROL_CHANNEL, KILLSWITCH
-from shared.db import Database
-from shared.domain.audit import draft
-from shared.domain.inference import ROUTING_ALIASES, ROUTING_TARGET
-from shared.ids import mint_id
-from shared.kept import KeptCalls
-from shared.queue import InferenceQueue
-from shared.valkey import open_valkey
-from tests.e2e.calls import PATHS, call
-from tests.e2e.conftest import Signup
-from tests.e2e.stack import ROOT, Stack
-from tests.e2e.test_leaving import ENDLESS, last_call
-from tests.e2e.upstream import Say, Upstream
-from tests.e2e.witness import Witness, eventually
-from workers.ledger import Ledger
-from workers.sweep import BooksDeps, release_expired_holds
+from shared.embedded import APP_ROLE, Servers, postgres_url
+from tests.e2e import ways_out as ways
+from tests.e2e.calls import PATHS
+from tests.e2e.conftest import new_database, two_providers
+from tests.e2e.stack import (
+    COMMANDS,
+    ROOT,
+    free_port,
+    running_stack,
+    start,
+    wait_until_ready,
+)
+from tests.e2e.sweeping import PINNED, ROUTED, Ask, Sweep
+from tests.e2e.upstream import Upstream
+from tests.e2e.witness import Backstage, Witness
+from tests.test_cli import fleet
+from workers.capture_guard import Looked, look_on
 
-PINNED = ("gpt-5-mini", "claude-haiku-4-5")
-ROUTED = (ROUTING_TARGET, *sorted(ROUTING_ALIASES))
-TARGETS = (*ROUTED, *PINNED)
-FORMS = (False, True)
+NAME, REDIS_NUMBER = "e2e_sweep", 8
+NAMES = ("web", "inference")
 DOCUMENT = Path(ROOT) / "docs" / "capture.md"
-
-
-@dataclass
-class Sweep:
-    """The stack and its witnesses; `agent` is fresh for each exit."""
-
-    stack: Stack
-    signup: Signup
-    upstream: Upstream
-    witness: Witness
-    agent: ainfera.SignupResult
-
-    def ask(self, model: str, word: str, *, stream: bool, **more: Any) -> str:
-        """One call in each form that it is asked for; its inference."""
-        dialect = more.pop("dialect", "native")
-        key = more.pop("key", self.agent.api_key)
-        answer = call(self.stack, key, dialect, word, model=model, stream=stream, **more)
-        if answer.status != 202 and "x-ainfera-router" in answer.headers:
-            expected = ROUTING_TARGET if model in ROUTED else "direct"
-            assert answer.headers["x-ainfera-router"] == expected
-        return answer.inference_id
-
-    def each(self, targets: tuple[str, ...], say: Say, **more: Any) -> dict[str, str]:
-        """Each target, streamed and not: the inferences, and what was asked for."""
-        found: dict[str, str] = {}
-        for model in targets:
-            for stream in FORMS:
-                found[self.ask(model, self.upstream.will(say), stream=stream, **more)] = model
-        return found
-
-    def post(self, path: str, key: str, body: Any = None) -> httpx.Response:
-        return self.stack.request(
-            "POST", path, json=body, headers={"authorization": f"Bearer {key}"}
-        )
-
-
-Way = Callable[[Sweep], dict[str, str]]
-
-
-def succeeds(sweep: Sweep) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for dialect in PATHS:
-        found |= sweep.each(TARGETS, Say(), dialect=dialect)
-    return found
-
-
-def below_the_floor(sweep: Sweep) -> dict[str, str]:
-    return sweep.each(ROUTED, Say(), routing_hint={"min_quality": 0.99})
-
-
-def not_enrolled(sweep: Sweep) -> dict[str, str]:
-    found = sweep.each(ROUTED, Say(), routing_hint={"allow": ["mistral"]})
-    return found | sweep.each(("grok-4", "no-such-model"), Say())
-
-
-def over_a_cap(sweep: Sweep) -> dict[str, str]:
-    capped = sweep.signup("capped", per_call_cap_usd="0.001")
-    return sweep.each(TARGETS, Say(), key=capped.api_key, max_tokens=60_000)
-
-
-def out_of_funds(sweep: Sweep) -> dict[str, str]:
-    dear: Any = {"max_tokens": 120_000, "routing_hint": {"allow": ["claude-opus-4-7"]}}
-    return sweep.each((*ROUTED, "claude-opus-4-7"), Say(), **dear)
-
-
-def killswitch(sweep: Sweep) -> dict[str, str]:
-    """Engaged for the one tenant."""
-    scope = sweep.agent.tenant_id
-    engage = "INSERT INTO killswitches (scope, engaged_by) VALUES ($1, 'sweep')"
-    sweep.witness.rows(engage, scope)
-    order = {"type": KILLSWITCH, "scope": scope, "engaged": True}
-    sweep.witness.redis.publish(CONTROL_CHANNEL, orjson.dumps(order))
-    heard = str(eventually(lambda: stopped(sweep), "the killswitch heard"))
-    return {heard: ROUTING_TARGET} | sweep.each(TARGETS, Say())
-
-
-def stopped(sweep: Sweep) -> str | None:
-    answer = call(sweep.stack, sweep.signup("probe").api_key, "native", "Hi.", model="gpt-5-mini")
-    assert answer.status == 200, "only the tenant that is meant is stopped"
-    answer = call(sweep.stack, sweep.agent.api_key, "native", "Hi.", model=ROUTING_TARGET)
-    return answer.inference_id if answer.status == 503 else None
-
-
-def falls_back(sweep: Sweep) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for model in ROUTED:
-        for stream in FORMS:
-            word = sweep.upstream.will(Say(status=500), on_anthropic=Say())
-            found[sweep.ask(model, word, stream=stream)] = model
-    return found
-
-
-def provider_fails(sweep: Sweep) -> dict[str, str]:
-    return sweep.each((ROUTING_TARGET, *PINNED), Say(status=500))
-
-
-def breaks_off(sweep: Sweep) -> dict[str, str]:
-    broken = Say(texts=("One ", "two "), broken_after=1)
-    found: dict[str, str] = {}
-    for model in TARGETS:
-        found[sweep.ask(model, sweep.upstream.will(broken), stream=True)] = model
-    return found
-
-
-def is_cancelled(sweep: Sweep) -> dict[str, str]:
-    return {each: m for m in TARGETS for each in (left_behind(sweep, m, cancel=True),)}
-
-
-def client_leaves(sweep: Sweep) -> dict[str, str]:
-    return {each: m for m in TARGETS for each in (left_behind(sweep, m, cancel=False),)}
-
-
-def left_behind(sweep: Sweep, model: str, *, cancel: bool) -> str:
-    """A stream that is stopped after its first word, by an order or because nobody listens."""
-    body = {"model": model, "max_tokens": 99, "stream": True}
-    asked = {"messages": [{"role": "user", "content": sweep.upstream.will(ENDLESS)}], **body}
-    headers = {"authorization": f"Bearer {sweep.agent.api_key}"}
-    url = sweep.stack.url + PATHS["native"]
-    with httpx.stream("POST", url, json=asked, headers=headers, verify=False) as response:
-        inference_id: str = response.headers["x-ainfera-inference-id"]
-        pieces = response.iter_bytes()
-        while b"word0" not in next(pieces):
-            pass
-        if cancel:
-            sweep.post(f"/v1/inferences/{inference_id}/cancel", sweep.agent.api_key)
-            for _ in pieces:
-                pass
-    return inference_id
-
-
-def leaves_early(sweep: Sweep) -> dict[str, str]:
-    """Before the first word, when not even the inference's id is known to the client."""
-    found: dict[str, str] = {}
-    for model in (ROUTING_TARGET, PINNED[0]):
-        agent = sweep.signup("early")
-        word = sweep.upstream.will(Say(in_lockstep=True, first_waits=True))
-        body = {"model": model, "messages": [{"role": "user", "content": word}]}
-        headers = {"authorization": f"Bearer {agent.api_key}"}
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(
-                sweep.stack.url + PATHS["native"],
-                json=body,
-                headers=headers,
-                verify=False,
-                timeout=httpx.Timeout(10, read=0.3),
-            )
-        found[str(last_call(sweep.witness, agent.agent_id)["id"])] = model
-    return found
-
-
-def in_the_background(sweep: Sweep) -> dict[str, str]:
-    found = sweep.each(TARGETS, Say(), background=True)
-    for each in found:
-        sweep.witness.inference(each)
-    return found
-
-
-def comes_again(sweep: Sweep) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for model in TARGETS:
-        word = sweep.upstream.will(Say())
-        again: Any = {"headers": {"idempotency-key": word}}
-        twice = {sweep.ask(model, word, stream=False, **again) for _ in range(2)}
-        assert len(twice) == 1
-        found[twice.pop()] = model
-    return found
-
-
-def held(sweep: Sweep, model: str, ttl_s: int) -> str:
-    """A call whose worker is gone: it has its hold and nobody who settles it."""
-    inference_id, agent = str(mint_id()), sweep.agent
-    data = {"inference_id": inference_id, "model": "m", "task_type": "chat"}
-    data["router"] = model if model in ROUTED else "direct"
-    data |= {"decision_rule": "r", "policy_version": "p", "ruleset_hash": "h", "cell": "c"}
-    routed = draft("inference.routed", agent.agent_id, {**data, "min_quality": "0.50"})
-    item = identity(sweep, inference_id, model) | {"amount": "0.1", "ttl_s": ttl_s}
-    batch = [{**item, "event": routed.wire()}]
-    (row,) = sweep.witness.rows("SELECT result FROM open_inferences($1::jsonb)", batch)
-    assert row["result"] == "OPENED"
-    return inference_id
-
-
-def identity(sweep: Sweep, inference_id: str, model: str) -> dict[str, Any]:
-    whose = {"tenant_id": sweep.agent.tenant_id, "agent_id": sweep.agent.agent_id}
-    what = {"routed": model == ROUTING_TARGET, "dialect": "native", "model": model}
-    return {"inference_id": inference_id, "attempt": 1, **whose, **what}
-
-
-def expires(sweep: Sweep) -> dict[str, str]:
-    found = {held(sweep, model, 0): model for model in (ROUTING_TARGET, PINNED[0])}
-    sweep.witness._backstage.run(release(Settings(**sweep.stack.told)))  # type: ignore[arg-type]
-    return found
-
-
-async def release(settings: Settings) -> None:
-    db, redis = Database(settings), open_valkey(settings.redis_url)
-    ledger = Ledger(db)
-    await ledger.start()
-    deps = BooksDeps(settings, db, ledger, KeptCalls(db, settings), InferenceQueue(redis), redis)
-    await release_expired_holds({"deps": deps})
-    await ledger.aclose()
-    await redis.aclose()
-    await db.aclose()
-
-
-def dead_and_discarded(sweep: Sweep) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for model in (ROUTING_TARGET, PINNED[0]):
-        inference_id = held(sweep, model, 900)
-        item = identity(sweep, inference_id, model) | {
-            "envelope": base64.b64encode(b"sealed").decode(),
-            "error_code": "worker_lost",
-            "error_message": "lost",
-            "failures": [],
-            "ttl_s": 3600,
-        }
-        (row,) = sweep.witness.rows("SELECT result FROM bury_inferences($1::jsonb)", [item])
-        assert row["result"] == "BURIED"
-        assert sweep.witness.captures(inference_id) == [], "a dead call is not over"
-        path = f"/internal/dead-letters/{inference_id}/discard"
-        key = {"x-ainfera-internal-key": sweep.stack.internal_key}
-        assert sweep.stack.request("POST", path, headers=key).status_code == 200
-        found[inference_id] = model
-    return found
+FORMS = (True, False)
+ALL = (*ROUTED, *PINNED)
+UNKNOWN = (*ROUTED, "grok-4", "no-such-model")
 
 
 @dataclass(frozen=True)
 class Exit:
-    """A way out, the outcome of its captures, how many calls take it, and the table's words."""
+    """A way out, the table's words for it, and the outcome of its captures; None is no call.
 
-    way: Way
-    outcome: str
-    calls: int
+    Each target goes it streamed and folded. Where the ingress has a hand in it in each dialect's
+    own manner it does so in `each` dialect, else in one after the other.
+    """
+
+    way: ways.Way
     words: str
+    outcome: str | None
+    targets: tuple[str, ...] = ALL
+    each: bool = False
+
+    @property
+    def asks(self) -> list[Ask]:
+        forms = itertools.product(self.targets, FORMS)
+        if self.each:
+            return [Ask(*form, dialect) for form, dialect in itertools.product(forms, PATHS)]
+        return [Ask(*form, dialect) for form, dialect in zip(forms, itertools.cycle(PATHS))]
+
+    @property
+    def row(self) -> list[str]:
+        """As the document has it."""
+        pinned = len(set(self.targets) - set(ROUTED))
+        targets = f"{len(self.targets) - pinned} + {pinned}" if pinned else f"{len(self.targets)}"
+        outcome = f"`{self.outcome}`" if self.outcome else "no call"
+        dialects = "each" if self.each else "in turn"
+        return [self.words, outcome, targets, dialects, str(len(self.asks))]
 
 
 EXITS = (
-    Exit(succeeds, "succeeded", 36, "answered, in each dialect"),
-    Exit(below_the_floor, "rejected_floor", 8, "no model clears the floor"),
-    Exit(not_enrolled, "rejected_not_enrolled", 12, "no model is enrolled"),
-    Exit(over_a_cap, "rejected_cap", 12, "a cap is passed"),
-    Exit(killswitch, "rejected_cap", 13, "the killswitch is engaged"),
-    Exit(out_of_funds, "rejected_funds", 10, "too little money"),
-    Exit(falls_back, "succeeded", 8, "a provider fails, the next model answers"),
-    Exit(provider_fails, "failed_provider", 6, "every provider fails"),
-    Exit(breaks_off, "failed_midstream", 6, "the answer breaks off"),
-    Exit(is_cancelled, "cancelled", 6, "cancelled by an order"),
-    Exit(client_leaves, "cancelled", 6, "the client leaves in the middle"),
-    Exit(leaves_early, "cancelled", 2, "the client leaves before the first word"),
-    Exit(in_the_background, "succeeded", 12, "in the background"),
-    Exit(comes_again, "succeeded", 6, "sent twice with one idempotency key"),
-    Exit(expires, "expired", 2, "its worker is lost and its hold runs out"),
-    Exit(dead_and_discarded, "failed_provider", 2, "a dead letter that is discarded"),
+    Exit(ways.answered, "answered", "succeeded", each=True),
+    Exit(ways.in_the_background, "in the background", "succeeded"),
+    Exit(ways.comes_again, "sent three times with one idempotency key", "succeeded", each=True),
+    Exit(ways.quoted, "by a held quote, and by it once more", "succeeded"),
+    Exit(ways.quote_is_another_calls, "by the quote of another request", None),
+    Exit(ways.quote_has_expired, "by a quote that has expired", None),
+    Exit(ways.not_a_call, "a body that cannot be read", None),
+    Exit(ways.below_the_floor, "no model clears the floor", "rejected_floor", ROUTED),
+    Exit(ways.over_the_budget, "no model is within the budget", "rejected_floor", ROUTED),
+    Exit(ways.not_enrolled, "no model is enrolled", "rejected_not_enrolled", UNKNOWN),
+    Exit(ways.over_a_cap, "the cap of a call is passed", "rejected_cap"),
+    Exit(ways.over_the_days_cap, "the cap of a day is passed", "rejected_cap"),
+    Exit(ways.out_of_funds, "too little money", "rejected_funds", (*ROUTED, "claude-opus-4-7")),
+    Exit(ways.killswitch, "the killswitch is engaged", "rejected_cap"),
+    Exit(ways.killswitch_in_the_background, "the same, in the background", "rejected_cap"),
+    Exit(ways.falls_back, "a provider fails, the next model answers", "succeeded", ROUTED),
+    Exit(ways.provider_fails, "every provider fails", "failed_provider"),
+    Exit(ways.provider_refuses, "the provider refuses the request", "failed_provider"),
+    Exit(ways.breaks_off, "the answer breaks off", "failed_midstream", each=True),
+    Exit(ways.cancelled, "cancelled in the middle", "cancelled", each=True),
+    Exit(ways.cancelled_in_the_background, "the same, in the background", "cancelled"),
+    Exit(ways.cancelled_in_the_queue, "cancelled before a worker has it", "cancelled"),
+    Exit(ways.leaves_in_the_middle, "the client leaves in the middle", "cancelled", each=True),
+    Exit(ways.leaves_early, "the client leaves before the first word", "cancelled", each=True),
+    Exit(ways.leaves_in_the_queue, "the client leaves before a worker has it", "cancelled"),
+    Exit(ways.not_begun_in_time, "no worker begins it in time", "expired", each=True),
+    Exit(ways.too_long_in_the_queue, "past its deadline when a worker has it", "expired"),
+    Exit(ways.too_long_in_the_background, "the same, in the background", "expired"),
+    Exit(ways.hold_runs_out, "its hold runs out", "expired"),
+    Exit(ways.worker_is_lost, "its worker is lost in the middle", "failed_midstream", each=True),
+    Exit(ways.dead_and_discarded, "a dead letter that is discarded", "failed_provider"),
+    Exit(ways.dead_and_replayed, "a dead letter that is replayed", "succeeded"),
 )
 
 
-@pytest.mark.parametrize("exit", EXITS, ids=lambda each: each.way.__name__)
-def test_each_way_out_leaves_its_one_capture(
-    stack: Stack,
-    signup: Signup,
+@pytest.fixture(scope="module")
+def swept(
+    servers: Servers,
+    template: str,
+    backstage: Backstage,
     upstream: Upstream,
-    witness: Witness,
-    agent: ainfera.SignupResult,
-    exit: Exit,
-) -> None:
-    found = exit.way(Sweep(stack, signup, upstream, witness, agent))
-    assert len(found) == exit.calls
-    wrong = []
-    for inference_id, model in found.items():
-        inference = witness.inference(inference_id)
-        captures = [each["outcome_status"] for each in witness.captures(inference_id)]
-        routers = {event["router"] for event in witness.events(inference_id) if "router" in event}
-        if model in ROUTED:
-            right = captures == [exit.outcome] and inference["routed"]
-        else:
-            right = captures == [] and not inference["routed"] and routers == {"direct"}
-        if not right:
-            wrong.append((model, inference_id, captures, routers))
-    assert wrong == []
-    query = """SELECT count(*) FROM inferences i LEFT JOIN routing_outcomes o
-      ON o.inference_id = i.id WHERE i.id = ANY ($1) AND i.routed <> (o.inference_id IS NOT NULL)"""
-    assert witness.value(query, [UUID(each) for each in found]) == 0
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Sweep]:
+    """Processes of the sweep's own: it stops its worker, and looks at every call there was."""
+    backstage.run(new_database(servers, template, NAME))
+    changes = {"PREVIEW_GRANT_USD": "0.5", "LEASE_SECONDS": "2", "REPLAY_SECONDS": "60"}
+    database_url, superuser_url = (
+        postgres_url(servers.sockets, role, NAME) for role in (APP_ROLE, "postgres")
+    )
+    redis_url = f"{servers.redis_url}?db={REDIS_NUMBER}"
+    changes |= two_providers(upstream)
+    home = tmp_path_factory.mktemp("sweep")
+    with ExitStack() as opened:
+        stores = (database_url, superuser_url, redis_url)
+        stack = opened.enter_context(running_stack(home, *stores, changes, NAMES))
+        impatient = replace(stack, url=f"http://127.0.0.1:{free_port()}")
+        told = {**stack.told, "PORT": impatient.url.rpartition(":")[2]}
+        told["START_DEADLINE_SECONDS"] = "0.2"
+        stack.processes["impatient"] = start(COMMANDS["web"], home / "impatient.log", told)
+        witness = Witness(backstage, stack.superuser_url, stack.redis_url)
+        opened.callback(witness.close)
+        pool = opened.enter_context(ThreadPoolExecutor(2 * len(EXITS[0].asks)))
+        with ainfera.AinferaClient(api_key="", base_url=stack.url) as stranger:
+            nobody = stranger.agents.signup(agent_handle="nobody")
+        wait_until_ready(impatient)
+        yield Sweep(stack, impatient, upstream, witness, pool, nobody)
+
+
+@pytest.mark.parametrize("exit", EXITS, ids=lambda each: each.way.__name__)
+def test_each_way_out_leaves_its_one_capture(swept: Sweep, exit: Exit) -> None:
+    sweep = replace(swept, outside=set())
+    sweep.sign_up()
+    try:
+        exit.way(sweep, exit.asks)
+    finally:
+        sweep.let_go()
+    if exit.outcome is None:
+        sweep.at_rest()
+        assert sweep.calls() == []
+    else:
+        assert sweep.wrong(exit.asks, exit.outcome) == []
+
+
+def test_the_query_the_guard_and_the_metric_find_nothing(swept: Sweep) -> None:
+    """Of all the calls that the sweep has made, whoever has told whom of them."""
+    swept.at_rest()
+    looked = swept.witness.run(look_at_all(swept.stack.superuser_url))
+    over = "SELECT count(*) FROM inferences WHERE state IN ('settled', 'refused')"
+    assert looked == Looked(swept.witness.value(over), 0, 0)
+    headers = {"x-ainfera-internal-key": swept.stack.internal_key}
+    metrics = swept.stack.request("GET", "/metrics", headers=headers).text.splitlines()
+    for name in ("dispatch_without_capture", "passthrough_captured"):
+        assert f"ainfera_{name}_total 0.0" in metrics
+    checked = fleet("ledger", "check", "--json", **swept.stack.told)
+    assert checked.exit_code == 0, checked.output
+    proved = {each["name"]: each for each in orjson.loads(checked.stdout)["proofs"]}
+    proof = proved["routed_calls_are_captured_once"]
+    assert (proof["looked_at"], proof["wrong"]) == (looked.calls, 0)
+
+
+async def look_at_all(url: str) -> Looked:
+    """The guard's rounds over every call, up to this moment."""
+    connection = await asyncpg.connect(url)
+    since = "SELECT coalesce(min(settled_at), now()) - interval '1 second' FROM inferences"
+    await connection.execute(f"UPDATE capture_guard SET checked_until = ({since})")
+    found = await look_on(connection, timedelta(0))
+    await connection.close()
+    return found
 
 
 def test_the_document_has_the_sweeps_table() -> None:
     table = [line for line in DOCUMENT.read_text().splitlines() if line.startswith("| ")]
-    rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in table[2:]]
-    assert [(row[0], row[1], row[-1]) for row in rows] == [
-        (each.words, f"`{each.outcome}`", str(each.calls)) for each in EXITS
-    ]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+    assert rows == [each.row for each in EXITS]
+    calls = sum(len(each.asks) for each in EXITS)
+    assert f"{calls:,} calls" in DOCUMENT.read_text()

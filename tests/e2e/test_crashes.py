@@ -11,7 +11,7 @@ import ainfera
 import pytest
 
 from shared.embedded import APP_ROLE, Servers, postgres_url
-from tests.e2e.calls import EVERY_DIALECT, call, frames_of
+from tests.e2e.calls import PATHS, call, frames_of
 from tests.e2e.conftest import new_database, two_providers
 from tests.e2e.readers import Reader, asking_for, following, whole_events
 from tests.e2e.stack import Stack, free_port, running_stack, wait_until_ready
@@ -78,57 +78,72 @@ def settled_once(witness: Witness, inference_id: str) -> Row:
     return inference
 
 
-@EVERY_DIALECT
 def test_an_ingress_dies_and_the_stream_goes_on_at_another(
-    own_stack: Start, upstream: Upstream, dialect: str
+    own_stack: Start, upstream: Upstream
 ) -> None:
     stack, witness, api_key = own_stack("web", "inference")
-    word = upstream.will(LOCKSTEP)
-    reader = asking_for(stack, api_key, dialect, word)
-    reader.has(b"word0")
-    steps(upstream, word, 3)
-    reader.has(b"word3")
+    words = {dialect: upstream.will(LOCKSTEP) for dialect in PATHS}
+    readers = begun(stack, api_key, words, upstream)
     stack.kill("web")
-    had = whole_events(reader.to_the_end())
-    assert reader.broke
+    had = {dialect: whole_events(reader.to_the_end()) for dialect, reader in readers.items()}
+    assert all(reader.broke for reader in readers.values())
 
     # the worker does not mind, whether or not anybody listens
-    steps(upstream, word, 2)
-    eventually(lambda: len(upstream.asked(word).sent_texts) == 6, "the provider going on")
+    for word in words.values():
+        steps(upstream, word, 2)
+    for word in words.values():
+        eventually(lambda word=word: len(upstream.asked(word).sent_texts) == 6, "more words")  # type: ignore[misc]
     port = free_port()
     other = replace(stack, url=f"http://127.0.0.1:{port}")
     stack.start("web", PORT=str(port))
     wait_until_ready(other)
-    rest = following(other, api_key, reader.inference_id, reader.last_id)
-    rest.has(b"word5")
-    steps(upstream, word, 2)
-    together = had + rest.to_the_end()
+    for dialect, reader in readers.items():
+        rest = following(other, api_key, reader.inference_id, reader.last_id)
+        rest.has(b"word5")
+        steps(upstream, words[dialect], 2)
+        together = had[dialect] + rest.to_the_end()
+        assert together == following(other, api_key, reader.inference_id).to_the_end()
+        assert all(text.encode() in together for text in WORDS)
+    for dialect, reader in readers.items():
+        settled_once(witness, reader.inference_id)
+        (receipt,) = witness.receipts(reader.inference_id)
+        assert not receipt["usage_estimated"]
+        assert len(upstream.all_asked(words[dialect])) == 1
 
-    assert together == following(other, api_key, reader.inference_id).to_the_end()
-    assert all(text.encode() in together for text in WORDS)
-    settled_once(witness, reader.inference_id)
-    (receipt,) = witness.receipts(reader.inference_id)
-    assert not receipt["usage_estimated"]
-    assert len(upstream.all_asked(word)) == 1
+
+def begun(
+    stack: Stack, api_key: str, words: dict[str, str], upstream: Upstream, **more: str
+) -> dict[str, Reader]:
+    """A stream in each dialect, of which four words have been heard."""
+    readers = {name: asking_for(stack, api_key, name, words[name], **more) for name in words}
+    for dialect, reader in readers.items():
+        reader.has(b"word0")
+        steps(upstream, words[dialect], 3)
+    for reader in readers.values():
+        reader.has(b"word3")
+    return readers
 
 
-@EVERY_DIALECT
-def test_a_worker_dies_in_mid_stream(own_stack: Start, upstream: Upstream, dialect: str) -> None:
+def test_a_worker_dies_in_mid_stream(own_stack: Start, upstream: Upstream) -> None:
     """No second call to the provider, no second voice: one error, and what was told is paid."""
     stack, witness, api_key = own_stack("web", "inference")
-    word = upstream.will(LOCKSTEP)
-    reader = asking_for(stack, api_key, dialect, word, model="ainfera-inference")
-    reader.has(b"word0")
-    steps(upstream, word, 3)
-    reader.has(b"word3")
-    eventually(lambda: witness.keys_with("word3"), "the replay written")
+    words = {dialect: upstream.will(LOCKSTEP) for dialect in PATHS}
+    readers = begun(stack, api_key, words, upstream, model="ainfera-inference")
+    eventually(lambda: len(witness.keys_with("word3")) == len(words), "the replays written")
     stack.kill("inference")
     stack.start("inference")
-    # pings of the wait for another worker are no part of what was told
-    whole = re.sub(PINGS, b"", reader.to_the_end())
+    for reader in readers.values():
+        reader.to_the_end()
+    for dialect, reader in readers.items():
+        check_broken(reader, dialect)
+        check_paid(witness, reader)
+        assert len(upstream.all_asked(words[dialect])) == 1
+        check_read_again(stack, api_key, reader)
 
+
+def check_paid(witness: Witness, reader: Reader) -> None:
+    """For what was told, and for nothing that a second attempt might have said."""
     assert reader.words == "".join(WORDS[:4])
-    check_broken(reader, dialect)
     inference = settled_once(witness, reader.inference_id)
     assert inference["attempt"] == 2
     assert 0 < inference["settled_usd"] <= inference["hold_usd"]
@@ -139,12 +154,14 @@ def test_a_worker_dies_in_mid_stream(own_stack: Start, upstream: Upstream, diale
     assert receipt["model_slug"] == "gpt-5-mini"
     (capture,) = witness.captures(reader.inference_id)
     assert capture["outcome_status"] == "failed_midstream"
-    assert [e["event_type"] for e in witness.events(reader.inference_id)][1:] == [
-        "provider.failed",
-        "receipt.created",
-    ]
-    assert witness.events(reader.inference_id)[1]["outcome"] == "failed_midstream"
-    assert len(upstream.all_asked(word)) == 1
+    events = witness.events(reader.inference_id)
+    assert [e["event_type"] for e in events][1:] == ["provider.failed", "receipt.created"]
+    assert events[1]["outcome"] == "failed_midstream"
+
+
+def check_read_again(stack: Stack, api_key: str, reader: Reader) -> None:
+    # pings of the wait for another worker are no part of what was told
+    whole = re.sub(PINGS, b"", reader.content)
     assert following(stack, api_key, reader.inference_id).to_the_end() == whole
     for boundary in (1, 2):
         rest = following(stack, api_key, reader.inference_id, str(boundary)).to_the_end()
@@ -162,24 +179,27 @@ def check_broken(reader: Reader, dialect: str) -> None:
     assert b"provider_error" in reader.content
 
 
-@pytest.mark.parametrize("stream", [True, False])
-def test_a_worker_dies_before_the_first_word(
-    own_stack: Start, upstream: Upstream, stream: bool
-) -> None:
+def test_a_worker_dies_before_the_first_word(own_stack: Start, upstream: Upstream) -> None:
     """Nobody has heard anything, so another worker may ask again."""
     stack, witness, api_key = own_stack("web", "inference")
-    word = upstream.will(Say(texts=("At", " last."), in_lockstep=True, first_waits=True))
-    url = f"{stack.url}/v1/inference"
-    reader = Reader(url, api_key, "native", word, stream=stream).begin()
-    upstream.asked(word)
+    silent = Say(texts=("At", " last."), in_lockstep=True, first_waits=True)
+    words = {stream: upstream.will(silent) for stream in (True, False)}
+    readers = [
+        asking_for(stack, api_key, "native", word, stream=stream) for stream, word in words.items()
+    ]
+    for word in words.values():
+        upstream.asked(word)
     stack.kill("inference")
     stack.start("inference")
-    eventually(lambda: len(upstream.all_asked(word)) == 2, "the second attempt")
-    steps(upstream, word, 2)
-    assert b"At last." in reader.to_the_end()
-    assert reader.status == 200
-    assert settled_once(witness, reader.inference_id)["attempt"] == 2
-    assert len(upstream.all_asked(word)) == 2
+    for word in words.values():
+        eventually(lambda word=word: len(upstream.all_asked(word)) == 2, "the second attempt")  # type: ignore[misc]
+        steps(upstream, word, 2)
+    for reader in readers:
+        assert b"At last." in reader.to_the_end()
+        assert reader.status == 200
+    for reader in readers:
+        assert settled_once(witness, reader.inference_id)["attempt"] == 2
+    assert all(len(upstream.all_asked(word)) == 2 for word in words.values())
 
 
 @pytest.mark.parametrize("followed", [True, False])

@@ -64,6 +64,10 @@ class Witness:
         self._backstage.run(self._connection.close())
         self.redis.close()
 
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Something that is no test's client, on the loop backstage."""
+        return self._backstage.run(work)
+
     def rows(self, query: str, *values: Any) -> list[Row]:
         found = self._backstage.run(self._connection.fetch(query, *values))
         return [{name: _plain(value) for name, value in row.items()} for row in found]
