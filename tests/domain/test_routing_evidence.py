@@ -66,7 +66,9 @@ def test_exploring_only_moves_one_of_the_ranked_to_the_front(
     assert bold.outcomes == calm.outcomes
     assert bold.min_quality == calm.min_quality
     order = [calm.chosen, *calm.fallbacks]
-    if bold.rule is not Rule.EXPLORED:
+    assert bold.rule == calm.rule
+    assert not calm.explored
+    if not bold.explored:
         assert told(bold).replace(
             f'"exploration_share":"{policy.to_json()["exploration_share"]}"',
             '"exploration_share":"0"',
