@@ -110,7 +110,7 @@ def test_a_receipt_says_all_that_was_promised() -> None:
         "outcome_status": "succeeded",
         "fallback_chain": ["gemini-3-1-pro", "gpt-5-5", "grok-4", "claude-opus-4-7"],
         "explored": False,
-            "seed": "seed",
+        "seed": "seed",
         "router": "ainfera-inference",
         "inputs": 0,
         "dashboard_candidates": 0,
