@@ -104,7 +104,7 @@ def _report(
         notes.append("nothing has been learnt of qualities yet, so the catalogue's count")
     if after.exploration_share:
         notes.append(
-            "exploration is drawn from the calls' own seeds; caps and funds of agents, which may put"
+            "exploration is drawn from the calls' seeds; caps and funds of agents, which may put"
             " the rule's own choice in its place, are not looked at"
         )
     if found.other_ruleset:

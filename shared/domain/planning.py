@@ -5,7 +5,7 @@ is live (the catalogue, who is active) comes in as arguments.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -14,6 +14,7 @@ from shared.domain.evidence import Empirical, Evidence
 from shared.domain.inference import Failure, InferenceRequest
 from shared.domain.ledger import ZERO
 from shared.domain.pinning import pinned
+from shared.domain.policy_version import NO_EXPLORATION
 from shared.domain.pricing import hold_amount, projected_cost
 from shared.domain.routing import Decision, conditions_hold, decide, refusal, replay
 from shared.domain.routing_policy import CallerPolicy, RequestFeatures, features
@@ -80,6 +81,25 @@ def plan(request: InferenceRequest, now: Situation, seed: str) -> Planned:
         now.evidence(asked.task_type),
     )
     return _decided(decision, now.most_fallbacks)
+
+
+def plan_unexplored(decision: Decision, most_fallbacks: int) -> Planned:
+    """The plan of a decision less its exploration: from the very inputs, but for a share of 0."""
+    again = decide(
+        decision.features,
+        decision.catalog,
+        unexploring(decision.policy),
+        decision.active_providers,
+        decision.preference_live,
+        decision.seed,
+        decision.evidence,
+    )
+    return _decided(again, most_fallbacks)
+
+
+def unexploring(policy: CallerPolicy) -> CallerPolicy:
+    """The policy, recorded with no share that explores: the call was not left to the dice."""
+    return replace(policy, exploration_share=NO_EXPLORATION)
 
 
 @dataclass(frozen=True, slots=True)
