@@ -35,9 +35,8 @@ from functools import lru_cache
 from typing import IO, Any, NamedTuple
 
 # Ruleset hash -> its version. Version 2 has conditions, observed latencies, measured qualities and
-# exploration as inputs; where none is used, it decides as version 1. In version 3 conditions name
-# tenants by their seals; those that name none, or ids, mean what they meant before.
-RULESETS = {"4894b766843b505c": 1, "7b2004d1d8f72863": 2, "31be806521b5c44f": 3}
+# exploration as inputs; where none is used, it decides as version 1.
+RULESETS = {"4894b766843b505c": 1, "eb2a84051199eb23": 2}
 TARGET, TYPE = "ainfera-inference", "ainfera-receipt"
 UNSIGNED = ("signature", "audit_proof")
 NANO, MILLION, CEILING = 10**9, 10**6, Decimal(10**9)
@@ -46,6 +45,8 @@ NANO, MILLION, CEILING = 10**9, 10**6, Decimal(10**9)
 TASK_FLOORS = {"reasoning": "0.88", "code": "0.78", "tool_use": "0.78", "general": "0.68"}
 TASK_FLOORS.update({"chat": "0.58", "extraction": "0.58", "embed": "0.52"})
 OLD_FLOORS = {"task-floors-1": TASK_FLOORS}
+# What receipts of version 1 leave out, as it could not happen.
+OLD_SILENCE = {"explored": False}
 
 NOT_ENROLLED = ("not_enrolled_no_provider", "not_enrolled_no_price", "not_enrolled_no_q_prior")
 VETO, MISSING, DENIED = "m_allowed_veto", "missing_capability", "denied_by_request"
@@ -385,7 +386,8 @@ def decide(inputs: Json) -> Json:
         "task_type": asked["task_type"],
         "cell": f"{asked['task_type']}:{slug or 'none'}:"
         + (asked["routing_preference"] if live else "balanced"),
-        "decision_rule": "explored" if turn else rule_fired(ranked, dropped),
+        "decision_rule": rule_fired(ranked, dropped),
+        "explored": turn is not None,
         "policy_version": policy["version"],
         "ruleset_hash": inputs["ruleset_hash"],
         "min_quality": number(floor.normalize()),
@@ -491,10 +493,11 @@ def check_rule(receipt: Json) -> tuple[bool | None, str]:
         return None, f"not replayable: {why}"
     if inputs["ruleset_hash"] not in RULESETS:
         return None, "not replayable: the ruleset is unknown"
+    told = {**OLD_SILENCE, **receipt} if RULESETS[inputs["ruleset_hash"]] == 1 else receipt
     wrong = [
         name
         for name, value in decide(inputs).items()
-        if name not in receipt or canonical(receipt[name]) != canonical(value)
+        if name not in told or canonical(told[name]) != canonical(value)
     ]
     if wrong:
         return False, "run again, the rule gives another " + ", ".join(wrong)

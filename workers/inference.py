@@ -40,9 +40,9 @@ from workers.asking import Asking, ask, hold_covers
 from workers.call import Call, Ending, Outcome
 from workers.dead_letters import UNREADABLE, WORKERS_LOST, Cause, Remains, bury
 from workers.deps import Deps
-from workers.routing import Plan, plan_call
+from workers.routing import Plan, plan_anew, plan_call
 from workers.settle import FENCED, NotOurs, hold_item, settle
-from workers.told import Told, broken_ending, told_before
+from workers.told import Told, broken_ending, plan_told, told_before
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 3
 
 OPENED = frozenset({"OPENED", "EXISTS"})
+TOO_DEAR = frozenset({*CAPS, "INSUFFICIENT_FUNDS"})
 
 
 async def run_inference(ctx: Mapping[str, Any], inference_id: str) -> None:
@@ -146,14 +147,18 @@ async def take_kept(call: Call, deps: Deps) -> bool:
 async def carry_out(call: Call, deps: Deps) -> None:
     """Plan, hold, ask, settle, tell: each step may end the call, none may leave it open."""
     told = await told_before(call, deps)
-    plan = plan_call(call, deps)
     if told is not None:
-        await break_off(call, plan, told, deps)
+        await break_off(call, plan_told(told, call, deps), told, deps)
         return
+    plan = plan_call(call, deps)
     refusal = refused_before_hold(call, plan, deps)
     if refusal is None:
         try:
             held = await deps.ledger.hold(hold_item(call, plan, deps))
+            if plan.drawn and held.result in TOO_DEAR:
+                # the dice know no cap and no wallet: nobody is refused a call for their sake
+                plan = plan_anew(plan, deps)
+                held = await deps.ledger.hold(hold_item(call, plan, deps))
         except Overloaded as away:
             if call.envelope.kept:  # accepted means kept: it runs once the database is back
                 raise

@@ -106,6 +106,7 @@ async def recorded_calls(connection: Connection, since: datetime, most: int) -> 
                     **fields | {"inference_id": str(fields["inference_id"])},
                     terms=decision["terms"],
                     catalog_hash=decision["catalog_hash"],
+                    quoted="quote_id" in decision,
                 )
             )
     return found

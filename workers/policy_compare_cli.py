@@ -95,8 +95,18 @@ def _report(
 ) -> dict[str, Any]:
     versions = {"before": before.version, "after": after.version, "since": since.isoformat()}
     notes = []
-    if after.q_source == "empirical":
-        notes.append("learnt qualities count only where a decision recorded them")
+    if found.snapshot:
+        notes.append(
+            f"{found.filled} calls had no learnt qualities recorded; theirs are those of snapshot"
+            f" {found.snapshot}, the newest"
+        )
+    elif found.snapshot is not None:
+        notes.append("nothing has been learnt of qualities yet, so the catalogue's count")
+    if after.exploration_share:
+        notes.append(
+            "exploration is drawn from the calls' seeds; caps and funds of agents, which may put"
+            " the rule's own choice in its place, are not looked at"
+        )
     if found.other_ruleset:
         notes.append(
             "some calls were decided by another ruleset; both versions were run on today's"

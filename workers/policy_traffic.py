@@ -1,7 +1,12 @@
-"""Recorded decisions, run again under two policy versions: page by page, the newest calls first."""
+"""Recorded decisions, run again under two policy versions: page by page, the newest calls first.
+
+Qualities that were observed are those that a decision recorded. Where it recorded none, and a
+version counts on them, they are those of the newest snapshot: what it would have if it were
+published now.
+"""
 
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -15,6 +20,7 @@ from shared.domain.candidate import Candidate, Catalog
 from shared.domain.policy_change import Change, Comparison, decide_under
 from shared.domain.policy_version import PolicyVersion
 from shared.domain.routing import RULESET_HASH
+from shared.learning import EmpiricalQuality
 
 PAGE = 500
 _LAST_ID = UUID(int=(1 << 128) - 1)
@@ -47,19 +53,44 @@ class Traffic:
 
 @dataclass(slots=True)
 class Compared:
-    """A comparison, and what was left out of it or came from another rule."""
+    """A comparison, and what was left out of it or came from another rule.
+
+    `snapshot` is the newest one of observed qualities: None where no version counts on them, 0
+    where there is none yet. `filled` calls got theirs from it.
+    """
 
     comparison: Comparison = field(default_factory=Comparison)
     own_version: int = 0
     undocumented: int = 0
     other_ruleset: int = 0
+    snapshot: int | None = None
+    filled: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {
             **self.comparison.to_json(),
             "left_out": {"own_version": self.own_version, "undocumented": self.undocumented},
             "decided_by_another_ruleset": self.other_ruleset,
+            "quality_snapshot": None
+            if self.snapshot is None
+            else {"version": self.snapshot, "calls": self.filled},
         }
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """What a comparison has at hand; `catalogs` fills as decisions name them."""
+
+    db: Database
+    before: PolicyVersion
+    after: PolicyVersion
+    traffic: Traffic
+    quality: EmpiricalQuality
+    catalogs: dict[str, Catalog] = field(default_factory=dict)
+
+    @property
+    def empirical(self) -> bool:
+        return "empirical" in (self.before.q_source, self.after.q_source)
 
 
 async def compare(
@@ -71,38 +102,43 @@ async def compare(
 ) -> Compared:
     """Run both versions on the traffic; `each` is told of every call that would change."""
     found = Compared()
-    catalogs: dict[str, Catalog] = {}
+    trial = _Trial(db, before, after, traffic, EmpiricalQuality(db, refresh_s=0))
+    if trial.empirical:
+        await trial.quality.refresh()
+        found.snapshot = trial.quality.version
     async for page in _pages(db, traffic):
         for row in page:
-            change = await _compare_call(db, row, before, after, traffic, found, catalogs)
+            change = await _compare_call(trial, row, found)
             if change is not None:
                 each(change)
         _say_progress(found)
     return found
 
 
-async def _compare_call(
-    db: Database,
-    row: Any,
-    before: PolicyVersion,
-    after: PolicyVersion,
-    traffic: Traffic,
-    found: Compared,
-    catalogs: dict[str, Catalog],
-) -> Change | None:
-    named = row.tenant_policy.get("policy_version")
+async def _compare_call(trial: _Trial, row: Any, found: Compared) -> Change | None:
+    traffic, named = trial.traffic, row.tenant_policy.get("policy_version")
     if traffic.following is not None and named in traffic.following:
         found.own_version += 1
         return None
-    catalog = await _catalog(db, row.catalog_hash, catalogs)
+    catalog = await _catalog(trial.db, row.catalog_hash, trial.catalogs)
     if catalog is None:
         found.undocumented += 1
         return None
     found.other_ruleset += row.ruleset_hash != RULESET_HASH
+    terms = _with_qualities(row.terms, trial, found)
     tokens = row.tenant_policy.get("default_output_tokens")
-    first = decide_under(before, row.terms, catalog, tokens)
-    second = decide_under(after, row.terms, catalog, tokens)
+    first = decide_under(trial.before, terms, catalog, tokens)
+    second = decide_under(trial.after, terms, catalog, tokens)
     return found.comparison.add(str(row.inference_id), first, second)
+
+
+def _with_qualities(terms: Mapping[str, Any], trial: _Trial, found: Compared) -> Mapping[str, Any]:
+    """A decision's inputs, with the newest qualities of its task where it recorded none."""
+    newest = trial.quality.get(terms["features"]["task_type"])
+    if not newest or terms.get("empirical"):
+        return terms
+    found.filled += 1
+    return {**terms, "empirical": {slug: newest[slug].to_json() for slug in newest}}
 
 
 async def _catalog(

@@ -13,6 +13,8 @@ from shared.domain.planning import (
     hold_for,
     plan,
     plan_quoted,
+    plan_unexplored,
+    unexploring,
 )
 from shared.domain.routing import Decision, Rule
 from shared.domain.routing_policy import CallerPolicy, RequestFeatures
@@ -42,16 +44,30 @@ class Plan:
     def estimated_input_tokens(self) -> int:
         return self.features.input_tokens
 
+    @property
+    def drawn(self) -> bool:
+        """Whether exploration chose, so that the rule's own choice may be taken in its place.
+
+        Not of a quote: its client was promised this very model.
+        """
+        return self.quote_id is None and self.decision is not None and self.decision.explored
+
     def hold_for(self, candidate: Candidate) -> Decimal:
         """The money to hold before this one of the models is asked, in USD."""
         return hold_for(self.features, candidate)
 
 
-def plan_call(call: Call, deps: Deps) -> Plan:
-    """The plan of a call; pure but for what `deps` holds."""
+def plan_call(call: Call, deps: Deps, attempt: int | None = None) -> Plan:
+    """The plan of a call; pure but for what `deps` holds.
+
+    Only a first attempt explores. A later one does not know whether the money for what was drawn
+    was held or refused, and the rule's own choice is right after both. `attempt` is the one whose
+    plan is wanted, where that is not the call's own.
+    """
+    policy = CallerPolicy.from_json(call.envelope.caller["policy"])
     now = Situation(
         deps.catalog,
-        CallerPolicy.from_json(call.envelope.caller["policy"]),
+        policy if (attempt or call.attempt) == 1 else unexploring(policy),
         frozenset(deps.providers),
         deps.policies.preference_live,
         deps.settings.max_fallbacks,
@@ -63,6 +79,12 @@ def plan_call(call: Call, deps: Deps) -> Plan:
         quote = HeldQuote.from_json(call.envelope.quote)
         return _plan(plan_quoted(quote, now), quote.id)
     return _plan(plan(call.request, now, seed=call.inference_id), None)
+
+
+def plan_anew(plan: Plan, deps: Deps) -> Plan:
+    """The plan without its exploration: what the rule chooses by itself."""
+    assert plan.decision is not None, "only a decision explores"
+    return _plan(plan_unexplored(plan.decision, deps.settings.max_fallbacks), None)
 
 
 def _plan(planned: Planned, quote_id: str | None) -> Plan:

@@ -78,6 +78,8 @@ def routed_data(call: Call, plan: Plan) -> dict[str, Any]:
             "ruleset_hash": plan.decision.ruleset_hash,
             "min_quality": f"{plan.decision.min_quality:f}",
         }
+        if plan.decision.explored:
+            data["explored"] = True
     if plan.record is not None and plan.record.told is not None:
         data["decision"] = plan.record.told
     return data

@@ -18,7 +18,7 @@ from shared.errors import ProviderError
 from shared.stream import Record, RecordKind, decode_frames
 from workers.call import Call, Ending, Outcome
 from workers.deps import Deps
-from workers.routing import Plan
+from workers.routing import Plan, plan_anew, plan_call
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,14 @@ async def told_before(call: Call, deps: Deps) -> Told | None:
         [record for record in records if record.attempt == first],
         ended=records[-1].kind >= RecordKind.DONE,
     )
+
+
+def plan_told(told: Told, call: Call, deps: Deps) -> Plan:
+    """The plan of the attempt that spoke; what exploration drew only where that is what spoke."""
+    plan = plan_call(call, deps, told.records[0].attempt)
+    if plan.drawn and who_spoke(told, plan, deps) != plan.candidates[0]:
+        return plan_anew(plan, deps)
+    return plan
 
 
 def broken_ending(told: Told, call: Call, plan: Plan, deps: Deps) -> Ending:

@@ -68,8 +68,10 @@ def compact(decision: Decision) -> dict[str, Any]:
     """Plain JSON without floats: `{terms, catalog_hash, floor_source, outcomes}`.
 
     `outcomes` maps slug to `[m_allowed, projected nano-USD, drop reason, rank]`, in order.
+    `explored` is there, and true, where exploration chose.
     """
     return {
+        **({"explored": True} if decision.explored else {}),
         "terms": decision.terms(),
         "catalog_hash": decision.catalog.hash,
         "floor_source": decision.floor_source,
@@ -134,6 +136,7 @@ def receipt(
     chosen, floor = row["chosen_model_slug"], Decimal(str(row["min_quality"]))
     return {
         **_outcome(row),
+        "explored": decision.get("explored", False),
         "floor_source": decision["floor_source"],
         "candidates": candidates,
         "m_allowed_set": sorted(c["model_slug"] for c in candidates if c["m_allowed"]),
@@ -179,6 +182,7 @@ def _outcome(row: Mapping[str, Any]) -> dict[str, Any]:
 def _undocumented(row: Mapping[str, Any], event: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         **_outcome(row),
+        "explored": None,
         "floor_source": None,
         "candidates": [],
         "m_allowed_set": [],

@@ -1,8 +1,9 @@
 """What recorded traffic says of a change of rule: observed qualities in place of the priors.
 
 Traffic is split in two by a seeded hash. From one half qualities are estimated, and the rule is run
-again with their lower bounds; where it would choose another model, the other half says whether that
-would have been better. It can say so only of what happened there (off-policy evaluation):
+again with their lower bounds. Where it would choose another model than it did (exploration apart),
+the other half says whether that would have been better. It can say so only of what happened there
+(off-policy evaluation):
 
 - where calls were drawn for exploration, each answer is weighted by the inverse of the chance that
   it had to be chosen (Horvitz and Thompson, 1952, with the weights' own sum as the divisor);
@@ -13,25 +14,28 @@ An answer is that of the call, fallbacks included: that is what its client gets 
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from shared.domain.audit import canonical_json
+from shared.domain.candidate import Candidate, Catalog
 from shared.domain.learning import (
+    EXACT,
     NO_EVIDENCE,
     Evidence,
     Offered,
     Tally,
     Terms,
     estimates,
+    inverse_weight,
     offered,
     unit_weight,
     wilson,
 )
-from shared.domain.routing import replay
+from shared.domain.routing import replay_on
 
 # 99.5 % of a normal distribution lie below: 99 %, as many cells are looked at at once
 Z_VERDICT = Decimal("2.575829")
@@ -51,6 +55,8 @@ class Recorded:
     """A routed call with its reward, and the decision as it was stored, without the catalogue.
 
     `chosen` is the rule's choice, `model` whose answer it was; they differ after a fallback.
+    `quoted`: its client had seen the choice before it decided to make the call, so nobody knows
+    what chance the model had to be asked.
     """
 
     inference_id: str
@@ -64,10 +70,14 @@ class Recorded:
     age_days: int
     terms: Mapping[str, Any]
     catalog_hash: str
+    quoted: bool = False
 
 
 class Choice(NamedTuple):
-    """The rule's choice for a call, before exploration; projected costs in nano-USD by slug."""
+    """The rule's choice for a call, before exploration; projected costs in nano-USD by slug.
+
+    Exploration draws from what is `ranked` after the first.
+    """
 
     slug: str | None
     ranked: tuple[str, ...]
@@ -78,32 +88,31 @@ class Chooser:
     """Runs the rule again on recorded calls. Calls that are alike are decided once."""
 
     def __init__(self, catalogs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-        self._catalogs = catalogs
-        self._known: dict[tuple[str, str, str], Choice] = {}
+        self._models = catalogs
+        self._catalogs: dict[str, Catalog] = {}
+        self._known: dict[tuple[str, str], Choice] = {}
 
-    def choice(self, call: Recorded, qualities: Mapping[str, Offered]) -> Choice:
-        """What the rule chooses where these qualities stand in for the priors."""
-        terms = {
-            **call.terms,
-            "seed": "",
-            "empirical": {},
-            "policy": {**call.terms["policy"], "exploration_share": "0", "q_source": "prior"},
-        }
-        key = (call.catalog_hash, canonical_json(terms), canonical_json(qualities))
+    def choice(self, call: Recorded, qualities: Mapping[str, Offered] | None = None) -> Choice:
+        """What the rule chose for this call, or would choose with these qualities.
+
+        Without `qualities` it is the decision as it was recorded, less the exploration: with the
+        qualities that counted then, priors or observed ones. The others take their place.
+        """
+        policy = {**call.terms["policy"], "exploration_share": "0"}
+        terms = {**call.terms, "seed": "", "policy": policy}
+        if qualities is not None:
+            policy["q_source"] = "empirical"
+            terms["empirical"] = {**(terms.get("empirical") or {}), **qualities}
+        key = (call.catalog_hash, json.dumps(terms, sort_keys=True))
         if key not in self._known:
-            self._known[key] = self._decide(terms, call.catalog_hash, qualities)
+            self._known[key] = self._decide(terms, call.catalog_hash)
         return self._known[key]
 
-    def _decide(
-        self, terms: Mapping[str, Any], catalog_hash: str, qualities: Mapping[str, Offered]
-    ) -> Choice:
-        models = [
-            {**model, "q_prior": qualities[model["slug"]]["lower"]}
-            if model["slug"] in qualities
-            else model
-            for model in self._catalogs[catalog_hash]
-        ]
-        decision = replay({**terms, "catalog_hash": catalog_hash, "candidates": models})
+    def _decide(self, terms: Mapping[str, Any], catalog_hash: str) -> Choice:
+        if catalog_hash not in self._catalogs:
+            models = map(Candidate.from_json, self._models[catalog_hash])
+            self._catalogs[catalog_hash] = Catalog.of(models)
+        decision = replay_on(self._catalogs[catalog_hash], terms)
         return Choice(
             decision.chosen.slug if decision.chosen else None,
             tuple(o.candidate.slug for o in decision.outcomes if o.rank is not None),
@@ -179,7 +188,7 @@ def _add(call: Recorded, chooser: Chooser, found: Gathered) -> None:
     place = (call.task_type, call.band)
     plain = found.plain.get((*place, call.chosen), NO_EVIDENCE)
     found.plain[*place, call.chosen] = plain.plus(_ONE, 1, call.reward)
-    old = chooser.choice(call, {})
+    old = chooser.choice(call)
     new = chooser.choice(call, found.qualities.get(call.task_type, {}))
     if old.slug is None or new.slug is None:
         found.nothing_chosen += 1
@@ -195,6 +204,11 @@ _ONE = unit_weight(Decimal(1))
 
 
 def _switched(call: Recorded, switch: Switch, old: Choice) -> None:
+    """Count a call that would go elsewhere, as drawn only where its own decision could be.
+
+    One that was planned anew without exploring, as a cap or the wallet refused what was drawn,
+    recorded a share of 0: it is neither a draw nor the lack of one.
+    """
     assert call.reward is not None
     switch.calls += 1
     switch.dearer.append(old.projected[switch.new] - old.projected[switch.old])
@@ -202,13 +216,13 @@ def _switched(call: Recorded, switch: Switch, old: Choice) -> None:
         switch.plain_old = switch.plain_old.plus(_ONE, 1, call.reward)
     share = Decimal(str(call.terms["policy"].get("exploration_share") or 0))
     others = len(old.ranked) - 1
-    if not share or not others or switch.new not in old.ranked:
+    if call.quoted or not share or not others or switch.new not in old.ranked:
         return
     if call.chosen == switch.old:
-        weight = unit_weight(1 / (1 - share))
+        weight = inverse_weight(EXACT.subtract(Decimal(1), share))
         switch.drawn_old = switch.drawn_old.plus(weight, 1, call.reward)
     elif call.chosen == switch.new:
-        weight = unit_weight(others / share)
+        weight = inverse_weight(EXACT.divide(share, Decimal(others)))
         switch.drawn_new = switch.drawn_new.plus(weight, 1, call.reward)
 
 
@@ -298,7 +312,7 @@ def difference(old: Evidence, new: Evidence) -> Interval:
         return Interval(Decimal(0), Decimal(-1), Decimal(1))
     low_old, high_old = wilson(old.share, old.effective, Z_VERDICT)
     low_new, high_new = wilson(new.share, new.effective, Z_VERDICT)
-    with localcontext(prec=34):
+    with localcontext(EXACT):
         value = new.share - old.share
         down = ((new.share - low_new) ** 2 + (high_old - old.share) ** 2).sqrt()
         up = ((high_new - new.share) ** 2 + (old.share - low_old) ** 2).sqrt()
@@ -308,7 +322,7 @@ def difference(old: Evidence, new: Evidence) -> Interval:
 def mean(values: Sequence[int]) -> Interval:
     """The mean of whole numbers with its normal bounds; of fewer than two they are itself."""
     n, total = len(values), sum(values)
-    with localcontext(prec=34):
+    with localcontext(EXACT):
         value = Decimal(total) / max(n, 1)
         squares = n * sum(v * v for v in values) - total * total
         reach = Z_VERDICT * (Decimal(squares) / (n * n * (n - 1))).sqrt() if n > 1 else Decimal(0)
@@ -356,7 +370,7 @@ def overall(judged: Sequence[Compared]) -> Overall:
 def _together(parts: Sequence[tuple[int, Interval]]) -> Interval:
     """The weighted mean of independent estimates; the distances to their bounds add in squares."""
     total = sum(weight for weight, _ in parts) or 1
-    with localcontext(prec=34):
+    with localcontext(EXACT):
         value = sum((w * each.value for w, each in parts), Decimal(0)) / total
         down = sum(((w * (each.value - each.lower)) ** 2 for w, each in parts), Decimal(0)).sqrt()
         up = sum(((w * (each.upper - each.value)) ** 2 for w, each in parts), Decimal(0)).sqrt()

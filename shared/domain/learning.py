@@ -3,8 +3,8 @@
 Of each cell (task type, model, band) the days' answers are counted; an answer of `half_life` days
 ago counts half, in the share of good ones and in the number of answers. The bounds are those of
 Wilson's score interval (E. B. Wilson, 1927) for that number, so what is only known of long ago is
-known less well. All is whole numbers and decimals of 34 digits; `q` is rounded half up to four
-places, `lower` down and `upper` up, so two machines agree.
+known less well. All is whole numbers and decimals of 34 digits, in whatever context the caller
+computes; `q` is rounded half up to four places, `lower` down and `upper` up, so two machines agree.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ Z = Decimal("1.959964")
 PLACES = Decimal("0.0001")
 # Weights are billionths, so that sums of them are exact.
 _UNIT = 10**9
-_EXACT = Context(prec=34, rounding=ROUND_HALF_UP)
-_LN2 = _EXACT.ln(Decimal(2))
+EXACT = Context(prec=34, rounding=ROUND_HALF_UP)
+_LN2 = EXACT.ln(Decimal(2))
 ALL_BANDS = "all"
 
 
@@ -85,7 +85,7 @@ class Evidence:
     @property
     def number(self) -> Decimal:
         """As many answers as weigh as much, where a whole one weighs 1."""
-        return _EXACT.divide(Decimal(self.weight), Decimal(_UNIT))
+        return EXACT.divide(Decimal(self.weight), Decimal(_UNIT))
 
     @property
     def effective(self) -> Decimal:
@@ -96,12 +96,12 @@ class Evidence:
         """
         if not self.squares:
             return Decimal(0)
-        return _EXACT.divide(Decimal(self.weight * self.weight), Decimal(self.squares))
+        return EXACT.divide(Decimal(self.weight * self.weight), Decimal(self.squares))
 
     @property
     def share(self) -> Decimal:
         """The share of good ones; a half where there is nothing."""
-        return _EXACT.divide(Decimal(self.good), Decimal(self.weight)) if self.weight else _HALF
+        return EXACT.divide(Decimal(self.good), Decimal(self.weight)) if self.weight else _HALF
 
 
 NO_EVIDENCE = Evidence()
@@ -110,24 +110,30 @@ _HALF = Decimal("0.5")
 
 def unit_weight(weight: Decimal) -> int:
     """A weight in billionths."""
-    return int((weight * _UNIT).to_integral_value(ROUND_HALF_UP))
+    scaled = EXACT.multiply(weight, Decimal(_UNIT))
+    return int(scaled.to_integral_value(ROUND_HALF_UP, EXACT))
+
+
+def inverse_weight(chance: Decimal) -> int:
+    """The weight, in billionths, of an answer that had this chance to come about."""
+    return unit_weight(EXACT.divide(Decimal(1), chance))
 
 
 def decayed(age_days: int, half_life_days: int) -> int:
     """The weight of an answer of so many days ago, in billionths."""
-    exponent = _EXACT.divide(_EXACT.multiply(_LN2, Decimal(-age_days)), Decimal(half_life_days))
-    return unit_weight(_EXACT.exp(exponent))
+    exponent = EXACT.divide(EXACT.multiply(_LN2, Decimal(-age_days)), Decimal(half_life_days))
+    return unit_weight(EXACT.exp(exponent))
 
 
 def wilson(share: Decimal, n: Decimal, z: Decimal = Z) -> tuple[Decimal, Decimal]:
     """Wilson's bounds of a share of `n` (effective) answers; (0, 1) of none."""
     if not n:
         return Decimal(0), Decimal(1)
-    c = _EXACT
+    c = EXACT
     z2n = c.divide(c.multiply(z, z), n)
     centre = c.add(share, c.divide(z2n, Decimal(2)))
     spread = c.divide(c.multiply(share, c.subtract(Decimal(1), share)), n)
-    root = c.sqrt(c.add(spread, c.divide(z2n, 4 * n)))
+    root = c.sqrt(c.add(spread, c.divide(z2n, c.multiply(Decimal(4), n))))
     reach = c.multiply(z, root)
     scale = c.add(Decimal(1), z2n)
     lower = c.divide(c.subtract(centre, reach), scale)
@@ -197,9 +203,9 @@ def _estimate(task_type: str, model: str, band: str, cell: _Cell, terms: Terms) 
         task_type,
         model,
         band,
-        q=share.quantize(PLACES, ROUND_HALF_UP),
-        lower=lower.quantize(PLACES, ROUND_FLOOR),
-        upper=upper.quantize(PLACES, ROUND_CEILING),
+        q=share.quantize(PLACES, ROUND_HALF_UP, EXACT),
+        lower=lower.quantize(PLACES, ROUND_FLOOR, EXACT),
+        upper=upper.quantize(PLACES, ROUND_CEILING, EXACT),
         n=cell.n,
         checked=cell.checked,
         effective=int(effective),

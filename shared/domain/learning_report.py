@@ -87,7 +87,7 @@ def _verdict(
     if not judged:
         yield (
             "**Nothing would change.** The rule chooses the same models with the observed"
-            f" qualities as with its priors, in all {found.held:,} calls that were looked at."
+            f" qualities as it did, in all {found.held:,} calls that were looked at."
         )
         return
     told = f"Of {found.held:,} calls, {together.switched:,} would go to another model"
@@ -153,8 +153,8 @@ def _method(found: Gathered, judged: Sequence[Compared]) -> Iterator[str]:
         f"How this was found: {found.fit:,} calls were used to estimate qualities, {found.held:,}"
         " others to judge by; which is which a seeded hash says. A good answer ended by itself"
         " and failed no check that needs no judge. The new choice takes the lower bound of what"
-        " was observed in place of the prior, where there is enough of it. `answers` counts those"
-        " of both models, weighted ones as so many equal ones."
+        " was observed in place of the quality that counted, where there is enough of it. `answers`"
+        " counts those of both models, weighted ones as so many equal ones."
     )
     methods = {each.method for each in judged}
     if Method.DRAWN in methods:

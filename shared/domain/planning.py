@@ -86,8 +86,26 @@ def plan(request: InferenceRequest, now: Situation, seed: str) -> Planned:
 def plan_for_quote(request: InferenceRequest, now: Situation, seed: str) -> Planned:
     """The plan of a call that does not explore: who asks again gets the same answer, not another
     draw. The decision records that it did not."""
-    steady = replace(now.policy, exploration_share=NO_EXPLORATION)
-    return plan(request, replace(now, policy=steady), seed)
+    return plan(request, replace(now, policy=unexploring(now.policy)), seed)
+
+
+def plan_unexplored(decision: Decision, most_fallbacks: int) -> Planned:
+    """The plan of a decision less its exploration: from the very inputs, but for a share of 0."""
+    again = decide(
+        decision.features,
+        decision.catalog,
+        unexploring(decision.policy),
+        decision.active_providers,
+        decision.preference_live,
+        decision.seed,
+        decision.evidence,
+    )
+    return _decided(again, most_fallbacks)
+
+
+def unexploring(policy: CallerPolicy) -> CallerPolicy:
+    """The policy, recorded with no share that explores: the call was not left to the dice."""
+    return replace(policy, exploration_share=NO_EXPLORATION)
 
 
 @dataclass(frozen=True, slots=True)

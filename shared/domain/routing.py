@@ -48,7 +48,6 @@ class DropReason(StrEnum):
 class Rule(StrEnum):
     CHEAPEST = "cheapest_clearing_floor"
     VETO_APPLIED = "m_allowed_veto_applied"
-    EXPLORED = "explored"
     NONE_CLEARS_FLOOR = "no_candidate_clears_floor"
     NONE_ENROLLED = "no_candidate_enrolled"
 
@@ -58,7 +57,7 @@ _GATED = frozenset({DropReason.BELOW_FLOOR, DropReason.OVER_BUDGET, DropReason.T
 
 RULESET: Mapping[str, Any] = {
     "name": "cheapest-clearing-floor",
-    "version": 3,
+    "version": 2,
     "order": [reason.value for reason in DropReason],
     "pick": ["projected_cost asc", "q_prior desc", "slug asc"],
     "projected_cost": "input estimate x price in + reserved output x price out, 9 places half up",
@@ -69,7 +68,8 @@ RULESET: Mapping[str, Any] = {
     "is one, else q_prior",
     "latency": "the observed p95 where there is one, else what the catalogue expects",
     "exploration": "digest = sha256(seed + ':explore'); where digest[0:8] / 2^64 is under the "
-    "policy's exploration_share, ranked[1 + digest[8:16] mod (ranked - 1)] goes first",
+    "policy's exploration_share, ranked[1 + digest[8:16] mod (ranked - 1)] goes first; explored "
+    "says so, and the rule that fired is that of the ranking",
     "default_floor": decimal_text(DEFAULT_FLOOR),
     "tiers": {name: decimal_text(floor) for name, floor in TIERS.items()},
     "policies": {
@@ -133,6 +133,11 @@ class Decision:
         return self.features.task_type
 
     @property
+    def explored(self) -> bool:
+        """Whether the seed put another model before the one that ranks first."""
+        return self.chosen is not None and self.chosen is not self.outcomes[0].candidate
+
+    @property
     def policy_version(self) -> str:
         return self.policy.version
 
@@ -170,7 +175,9 @@ def decide(
     """Choose the cheapest candidate that clears the floor, and say why of every other.
 
     Of the evidence counts what the request and its policy ask for. Where the policy explores, the
-    seed may put another of those that clear everything before the cheapest.
+    seed may put another of those that clear everything before the cheapest. That a higher floor
+    lowers neither quality nor price holds of the rule's own choice; of one that was drawn holds
+    that it clears floor and budget.
     """
     floor, source = resolve_floor(features, policy, preference_live)
     seen = evidence.of(
@@ -198,7 +205,7 @@ def decide(
         chosen=chosen,
         fallbacks=tuple(o.candidate for o in order[1:]),
         outcomes=(*ranked, *dropped),
-        rule=rule if order is ranked else Rule.EXPLORED,
+        rule=rule,
         min_quality=floor.normalize(),
         floor_source=source,
         cell=f"{features.task_type}:{chosen.slug if chosen else 'none'}:{band}",
@@ -314,7 +321,8 @@ def explore(
 ) -> list[CandidateOutcome]:
     """The order to ask in: as ranked, or with another than the cheapest before it.
 
-    All that are ranked clear the floor and the caps, so that exploring never leaves them.
+    All that are ranked clear the floor and the request's caps, so that exploring never leaves
+    them. An agent's caps and its wallet are not known here: what they refuse is planned anew.
     """
     place = drawn(seed, policy.exploration_share, len(ranked) - 1)
     if place is None:

@@ -1,9 +1,9 @@
 """A simulated day with a difference of quality hidden in it, and the report on it.
 
-    python -m tests.bench.learning [--seed 7] [--calls 8000]
+    python -m tests.bench.learning [--seed 7] [--calls 10000]
 
-Calls of four kinds are routed by the real rule over the real catalogue, with an exploration share
-that falls on another model as the rule's own would. How good a model's answers are, the generator
+Calls of four kinds are routed by the real rule over the real catalogue, under a policy that
+explores: each call's id is the seed of its draw. How good a model's answers are, the generator
 knows and the report does not:
 
 - code: the cheapest model that clears the floor is worse than its prior says; the next is better.
@@ -23,15 +23,16 @@ from typing import Any
 from shared.catalog import load_catalog
 from shared.domain.candidate import Catalog
 from shared.domain.comparison import Chooser, Compared, Gathered, Recorded, compare, gather
+from shared.domain.evidence import NO_EVIDENCE, Evidence
 from shared.domain.learning import Terms
 from shared.domain.learning_report import as_text
-from shared.domain.routing import decide
+from shared.domain.routing import Decision, decide
 from shared.domain.routing_policy import CallerPolicy, RequestFeatures
 
-SEED, CALLS = 7, 8_000
+SEED, CALLS = 7, 10_000
 SHARE = Decimal("0.10")
 TERMS = Terms(min_support=50)
-POLICY = CallerPolicy(version="task-floors-1")
+POLICY = CallerPolicy(version="task-floors-1", exploration_share=SHARE)
 ACTIVE = frozenset(("anthropic", "openai", "google", "mistral", "xai"))
 
 
@@ -61,43 +62,43 @@ NOTHING_HIDDEN = tuple(
 
 
 def a_day(
-    catalog: Catalog, seed: int, calls: int, kinds: tuple[Kind, ...] = HIDDEN
+    catalog: Catalog,
+    seed: int,
+    calls: int,
+    kinds: tuple[Kind, ...] = HIDDEN,
+    policy: CallerPolicy = POLICY,
+    seen: Evidence = NO_EVIDENCE,
 ) -> Iterator[Recorded]:
     """Recorded calls, the same for the same seed."""
     dice = random.Random(seed)
     weights = [kind.often for kind in kinds]
     for number in range(calls):
         (kind,) = dice.choices(kinds, weights)
-        yield _call(catalog, kind, f"{seed}-{number}", dice)
+        asked = RequestFeatures(
+            task_type=kind.task_type,
+            input_tokens=dice.choice((200, 1_000, 4_000)),
+            reserved_output_tokens=1_024,
+        )
+        decision = decide(asked, catalog, policy, ACTIVE, False, f"{seed}-{number}", seen)
+        yield _answered(decision, kind, dice)
 
 
-def _call(catalog: Catalog, kind: Kind, inference_id: str, dice: random.Random) -> Recorded:
-    asked = RequestFeatures(
-        task_type=kind.task_type,
-        input_tokens=dice.choice((200, 1_000, 4_000)),
-        reserved_output_tokens=1_024,
-    )
-    decision = decide(asked, catalog, POLICY, ACTIVE, False, inference_id)
+def _answered(decision: Decision, kind: Kind, dice: random.Random) -> Recorded:
+    """The call as it would be recorded: its id was the seed of its decision."""
     assert decision.chosen is not None
-    own = chosen = decision.chosen.slug
-    others = [each.slug for each in decision.fallbacks]
-    if others and dice.random() < SHARE:
-        chosen = dice.choice(others)
-    good = dice.random() < (kind.worst if chosen == own else kind.others)
-    terms = decision.terms()
-    policy = {**terms["policy"], "exploration_share": str(SHARE)}
+    good = dice.random() < (kind.others if decision.explored else kind.worst)
     return Recorded(
-        inference_id=inference_id,
+        inference_id=decision.seed,
         task_type=kind.task_type,
         band="balanced",
-        chosen=chosen,
-        model=chosen,
+        chosen=decision.chosen.slug,
+        model=decision.chosen.slug,
         failed_models=(),
         reward=int(good),
         checked=kind.checked,
         age_days=0,
-        terms={**terms, "policy": policy},
-        catalog_hash=catalog.hash,
+        terms=decision.terms(),
+        catalog_hash=decision.catalog.hash,
     )
 
 

@@ -109,6 +109,7 @@ def test_a_receipt_says_all_that_was_promised() -> None:
         "ttft_ms": 95,
         "outcome_status": "succeeded",
         "fallback_chain": [],
+        "explored": False,
         "seed": "seed",
         "router": "ainfera-inference",
         "inputs": 0,

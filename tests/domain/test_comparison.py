@@ -1,31 +1,51 @@
 """The report: a hidden difference is found where there is support, refused where there is none."""
 
+import json
+from collections import Counter
 from dataclasses import replace
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.catalog import load_catalog
+from shared.domain.candidate import Catalog
 from shared.domain.comparison import (
+    Chooser,
     Compared,
     Gathered,
     Interval,
     Method,
+    Recorded,
     Verdict,
     difference,
     held_out,
     mean,
     overall,
 )
+from shared.domain.evidence import Empirical, Evidence
 from shared.domain.learning import NO_EVIDENCE, Terms, unit_weight
 from shared.domain.learning_report import as_json, as_text
-from tests.bench.learning import HIDDEN, NOTHING_HIDDEN, TERMS, Kind, a_day, the_report
+from shared.domain.routing import decide
+from shared.domain.routing_policy import CallerPolicy, RequestFeatures
+from tests.bench.learning import (
+    CALLS,
+    HIDDEN,
+    NOTHING_HIDDEN,
+    POLICY,
+    TERMS,
+    Kind,
+    a_day,
+    the_report,
+)
+from tests.domain import routing_cases as cases
 from tests.domain.routing_cases import steady
 
 CATALOG = load_catalog()
 ONE = unit_weight(Decimal(1))
+
+seeds = st.uuids(version=4).map(str)
 
 
 def report(
@@ -37,7 +57,7 @@ def report(
 
 @pytest.fixture(scope="module")
 def hidden() -> tuple[Gathered, list[Compared]]:
-    return report(HIDDEN, 8_000)
+    return report(HIDDEN, CALLS)
 
 
 def test_a_hidden_difference_is_found_where_there_is_support(
@@ -85,13 +105,83 @@ def test_a_short_day_says_that_there_is_too_little() -> None:
 def test_without_exploration_the_same_cell_has_to_do_and_the_report_says_so() -> None:
     """Here some calls went to the better model because their callers asked for more."""
     day = []
-    for call in a_day(CATALOG, 7, 5_000, (Kind("code", 1, 0.62, 0.93),)):
+    for call in a_day(CATALOG, 7, 6_500, (Kind("code", 1, 0.62, 0.93),)):
         policy = {**call.terms["policy"], "exploration_share": "0"}
         day.append(replace(call, terms={**call.terms, "policy": policy}))
     found, judged = the_report(day, {CATALOG.hash: CATALOG.to_json()})
     (code,) = judged
     assert (code.method, code.verdict) == (Method.MATCHED, Verdict.BETTER)
     assert "nobody drew which calls each model got" in as_text(found, judged, 50)
+
+
+# What a policy that counts on observed qualities had: the prior's own choice is below the floor.
+OBSERVED = Evidence(empirical={"gemini-3-1-pro": Empirical(Decimal("0.6"), Decimal("0.5"), 900)})
+EMPIRICAL = replace(POLICY, q_source="empirical", exploration_share=Decimal("0.2"))
+
+
+def an_empirical_day(calls: int, worst: float, others: float) -> list[Recorded]:
+    kinds = (Kind("code", 1, worst, others),)
+    return list(a_day(CATALOG, 7, calls, kinds, EMPIRICAL, OBSERVED))
+
+
+def test_an_empirical_policy_is_compared_as_it_was_in_force() -> None:
+    day = an_empirical_day(3_500, 0.62, 0.93)
+    (code,) = the_report(day, {CATALOG.hash: CATALOG.to_json()})[1]
+    assert code.switch.old != "gemini-3-1-pro"  # what the priors alone would choose
+    assert code.switch.old == Counter(call.chosen for call in day).most_common(1)[0][0]
+    assert "gemini-3-1-pro" not in {call.chosen for call in day}
+    assert (code.method, code.verdict) == (Method.DRAWN, Verdict.BETTER)
+    assert code.reward.lower <= Decimal("0.31") <= code.reward.upper
+    others = len(Chooser({CATALOG.hash: CATALOG.to_json()}).choice(day[0]).ranked) - 1
+    held = [call for call in day if held_out(call.inference_id, "1", 50)]
+    drawn = sum(call.chosen == code.switch.new for call in held)
+    weight = Decimal(others) / Decimal("0.2")
+    assert code.switch.drawn_new.number == weight * drawn
+
+
+def test_where_an_empirical_policy_chose_well_nothing_changes() -> None:
+    found, judged = the_report(an_empirical_day(600, 0.93, 0.93), {CATALOG.hash: CATALOG.to_json()})
+    assert judged == []
+    assert found.same == found.held
+
+
+@settings(max_examples=30, deadline=None)
+@given(cases.catalogs, cases.requests, cases.exploring, cases.evidence, seeds)
+def test_the_old_choice_is_the_recorded_decision_less_the_exploration(
+    catalog: Catalog, features: RequestFeatures, policy: CallerPolicy, seen: Evidence, seed: str
+) -> None:
+    decision = decide(features, catalog, policy, cases.ALL_ACTIVE, False, seed, seen)
+    chosen = decision.chosen.slug if decision.chosen else ""
+    terms = json.loads(json.dumps(decision.terms()))
+    cell = (features.task_type, "balanced", chosen, chosen, (), 1, True, 0)
+    call = Recorded(seed, *cell, terms, catalog.hash)
+    old = Chooser({catalog.hash: catalog.to_json()}).choice(call)
+    assert list(old.ranked) == [o.candidate.slug for o in decision.outcomes if o.rank]
+    assert old.slug == (old.ranked[0] if old.ranked else None)
+    assert decision.explored == bool(chosen and chosen != old.slug)
+
+
+@pytest.mark.parametrize("what", ["planned anew", "quoted"])
+def test_what_was_not_left_to_chance_does_not_count_as_drawn(what: str) -> None:
+    """Whichever of the models they went to, and although all other calls explore."""
+
+    def conditional(call: Recorded) -> Recorded:
+        if what == "quoted":
+            return replace(call, quoted=True)
+        still = {**call.terms["policy"], "exploration_share": "0"}
+        return replace(call, terms={**call.terms, "policy": still})
+
+    day = an_empirical_day(1_200, 0.62, 0.93)
+    mixed = [conditional(call) if number % 2 else call for number, call in enumerate(day)]
+    (code,) = the_report(mixed, {CATALOG.hash: CATALOG.to_json()})[1]
+    left = [call for call in day[::2] if held_out(call.inference_id, "1", 50)]
+    for model, drawn in (
+        (code.switch.old, code.switch.drawn_old),
+        (code.switch.new, code.switch.drawn_new),
+    ):
+        calls = sum(call.chosen == model for call in left)
+        assert calls
+        assert drawn.effective == calls  # all of one weight
 
 
 def test_the_same_day_makes_the_same_report() -> None:

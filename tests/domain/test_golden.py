@@ -67,6 +67,7 @@ def worked_out(case: dict[str, Any]) -> dict[str, Any]:
         "asked": case.get("asked", [slug for slug, _ in ranked]),
         "dropped": case.get("dropped", {}),
         "rule": case["rule"],
+        "explored": case.get("explored", False),
         "floor": case["floor"],
         "latencies": case.get("recorded_latencies", {}),
         "empirical": case.get("recorded_empirical", []),
@@ -84,6 +85,7 @@ def said(decision: Decision) -> dict[str, Any]:
         "asked": [c.slug for c in (*chosen, *decision.fallbacks)],
         "dropped": {o.candidate.slug: o.drop_reason for o in decision.outcomes if o.drop_reason},
         "rule": decision.rule,
+        "explored": decision.explored,
         "floor": f"{decision.min_quality:f} {decision.floor_source}",
         "latencies": decision.inputs["latencies"],
         "empirical": list(decision.inputs["empirical"]),
@@ -127,5 +129,5 @@ def test_the_table_has_an_example_of_everything_that_can_come_of_it() -> None:
         "m_allowed_veto_applied",
         "no_candidate_clears_floor",
         "no_candidate_enrolled",
-        "explored",
     }
+    assert {case.get("explored", False) for case in DECISIONS} == {True, False}

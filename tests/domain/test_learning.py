@@ -1,7 +1,7 @@
 """The estimates: the bound holds as often as it says, tightens with answers, loosens with age."""
 
 import random
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, getcontext, localcontext
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_UP, Decimal, getcontext, localcontext
 
 import pytest
 from hypothesis import given
@@ -14,8 +14,10 @@ from shared.domain.learning import (
     Terms,
     decayed,
     estimates,
+    inverse_weight,
     offered,
     snapshot_hash,
+    unit_weight,
     wilson,
 )
 from tests.domain.routing_cases import steady
@@ -102,6 +104,32 @@ def test_whoever_asks_has_no_say_in_the_arithmetic() -> None:
     with localcontext(prec=6):
         assert getcontext().prec == 6
         assert estimates([tally(73, 61, 3), tally(11, 2, 9)], TERMS) == told
+
+
+@steady
+@given(
+    st.lists(st.tuples(st.integers(1, 99_999), st.integers(0, 400)), min_size=1, max_size=6),
+    st.integers(2, 9),
+)
+def test_no_digit_of_a_bound_or_a_weight_depends_on_the_context(
+    parts: list[tuple[int, int]], places: int
+) -> None:
+    """Numbers of many digits: rounded to a few of them first, they would come out otherwise."""
+
+    def figures() -> tuple[object, ...]:
+        found = NO_EVIDENCE
+        for n, age in parts:
+            found = found.plus(decayed(age, 14), n, n // 3)
+        bounds = wilson(found.share, found.number), wilson(found.share, found.effective)
+        weights = unit_weight(Decimal("12.345678912")), inverse_weight(Decimal("0.123456789"))
+        offers = estimates([tally(n, n // 3, age) for n, age in parts], TERMS)
+        return bounds, weights, offers, found.number, found.effective, found.share
+
+    told = figures()
+    with localcontext(prec=places, rounding=ROUND_UP):
+        assert figures() == told
+    with localcontext(prec=6):
+        assert figures() == told
 
 
 def test_known_values() -> None:

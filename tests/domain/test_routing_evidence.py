@@ -27,7 +27,7 @@ from shared.domain.candidate import Catalog
 from shared.domain.capture import columns
 from shared.domain.evidence import Empirical, Evidence
 from shared.domain.exploration import drawn
-from shared.domain.routing import Rule, decide, replay
+from shared.domain.routing import CandidateOutcome, Decision, Rule, decide, replay
 from shared.domain.routing_policy import CallerPolicy, RequestFeatures
 from tests.domain import routing_cases as cases
 from tests.domain.routing_cases import ANCHORS, asked, decided
@@ -75,7 +75,9 @@ def test_exploring_only_moves_one_of_the_ranked_to_the_front(
     assert bold.outcomes == calm.outcomes
     assert bold.min_quality == calm.min_quality
     order = [calm.chosen, *calm.fallbacks]
-    if bold.rule is not Rule.EXPLORED:
+    assert bold.rule == calm.rule
+    assert not calm.explored
+    if not bold.explored:
         assert told(bold).replace(
             f'"exploration_share":"{policy.to_json()["exploration_share"]}"',
             '"exploration_share":"0"',
@@ -89,6 +91,100 @@ def test_exploring_only_moves_one_of_the_ranked_to_the_front(
     if features.budget_cap_usd is not None:
         assert bold.projected_cost is not None
         assert bold.projected_cost <= features.budget_cap_usd
+
+
+def counted(decision: Decision) -> CandidateOutcome:
+    """The chosen one's outcome, with the quality that counted."""
+    (outcome,) = [o for o in decision.outcomes if o.candidate is decision.chosen]
+    return outcome
+
+
+@steady
+@given(
+    cases.catalogs,
+    cases.requests,
+    cases.exploring,
+    cases.evidence,
+    cases.qualities,
+    st.decimals("0", "2", places=4),
+    seeds,
+)
+def test_whatever_is_drawn_clears_floor_and_budget(
+    catalog: Catalog,
+    features: RequestFeatures,
+    policy: CallerPolicy,
+    seen: Evidence,
+    floor: Decimal,
+    budget: Decimal,
+    seed: str,
+) -> None:
+    always = replace(policy, exploration_share=Decimal(1))
+    strict = replace(features, min_quality=floor, budget_cap_usd=budget)
+    decision = decide(strict, catalog, always, cases.ALL_ACTIVE, False, seed, seen)
+    if decision.chosen is None:
+        return
+    assert decision.explored == (len(decision.fallbacks) > 0)
+    for model in (decision.chosen, *decision.fallbacks):
+        (outcome,) = [o for o in decision.outcomes if o.candidate is model]
+        assert outcome.q >= pricing.floor_to_nano(floor)
+        assert outcome.projected_cost is not None
+        assert outcome.projected_cost <= budget
+    assert counted(decision).projected_cost == decision.projected_cost
+
+
+@steady
+@given(
+    cases.catalogs,
+    cases.requests,
+    cases.policies,
+    cases.evidence,
+    cases.qualities,
+    cases.qualities,
+    seeds,
+)
+def test_a_higher_floor_never_lowers_the_quality_that_counted(
+    catalog: Catalog,
+    features: RequestFeatures,
+    policy: CallerPolicy,
+    seen: Evidence,
+    one: Decimal,
+    other: Decimal,
+    seed: str,
+) -> None:
+    """Of the rule's own choice, whether priors count or what was observed."""
+
+    def under(floor: Decimal) -> Decision:
+        strict = replace(features, min_quality=floor)
+        return decide(strict, catalog, policy, cases.ALL_ACTIVE, False, seed, seen)
+
+    low, high = map(under, sorted((one, other)))
+    if high.chosen is None:
+        return
+    assert counted(high).q >= counted(low).q
+    assert (counted(high).projected or 0) >= (counted(low).projected or 0)
+
+
+def test_a_draw_may_fall_on_less_under_a_higher_floor_but_never_below_it() -> None:
+    """Why that holds of the rule's own choice alone: there are fewer to draw from."""
+    catalog = Catalog.of(
+        [
+            cases.model("cheap", "1", "1", "0.55"),
+            cases.model("good", "2", "2", "0.9"),
+            cases.model("fair", "3", "3", "0.7"),
+        ]
+    )
+    policy = CallerPolicy(exploration_share=Decimal(1))
+
+    def chosen(floor: str, seed: str) -> CandidateOutcome:
+        features = asked(min_quality=Decimal(floor))
+        return counted(decide(features, catalog, policy, cases.ALL_ACTIVE, False, seed))
+
+    drawn_of = {
+        seed: (chosen("0.5", seed).candidate.slug, chosen("0.6", seed).candidate.slug)
+        for seed in map(str, range(20))
+    }
+    assert ("good", "fair") in drawn_of.values()
+    assert {high for _, high in drawn_of.values()} == {"fair"}
 
 
 def test_the_share_is_kept_and_no_alternative_is_preferred() -> None:

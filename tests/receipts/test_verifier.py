@@ -51,7 +51,7 @@ def test_random_receipts_verify_where_nothing_else_is(tmp_path: Path) -> None:
 
 def test_every_altered_value_is_found() -> None:
     few = [r for r in MADE if len(r["candidates"]) < 7]
-    kinds = {(r["decision_rule"], r["outcome_status"]): r for r in few}
+    kinds = {(r["decision_rule"], r["explored"], r["outcome_status"]): r for r in few}
     assert len(kinds) > 2
     missed = {
         field(path)
@@ -90,6 +90,25 @@ def test_an_unknown_ruleset_is_said_to_be_unknown(tmp_path: Path) -> None:
     assert answer.code == 3
     assert "not replayable" in answer.out
     assert "does not know the ruleset ffffffffffffffff" in answer.out
+
+
+def test_a_receipt_from_before_calls_explored_says_nothing_of_it() -> None:
+    made = next(r for r in MADE if r["inputs"]["policy"]["exploration_share"] == "0")
+    (first,) = [told for told, version in verifier.RULESETS.items() if version == 1]
+    inputs = {**made["inputs"], "ruleset_hash": first, "empirical": {}}
+    old = {**made, **verifier.decide(inputs), "ruleset_hash": first, "inputs": inputs}
+    del old["explored"]
+    assert found(old)["rule"] is True
+    assert found({**old, "explored": True})["rule"] is False
+
+
+def test_that_a_call_explored_is_part_of_what_replays() -> None:
+    decision = next(each for each in decisions(400, 3) if each.explored)
+    drawn = capture.receipt(outcome(decision, 1), decision.catalog.to_json())
+    assert drawn["explored"]
+    assert found(drawn)["rule"] is True
+    for other in ({**drawn, "explored": False}, {k: drawn[k] for k in drawn if k != "explored"}):
+        assert found(other)["rule"] is False
 
 
 def test_a_receipt_without_inputs_is_never_valid(tmp_path: Path) -> None:
@@ -308,8 +327,9 @@ def test_exploring() -> None:
     """About a fifth of the seeds; never the cheapest, which stays the first by rank."""
     share = {"exploration_share": "0.2"}
     told = {seed: decided(policy=share, seed=seed) for seed in map(str, range(60))}
-    explored = [one for one in told.values() if one["decision_rule"] == "explored"]
+    explored = [one for one in told.values() if one["explored"]]
     assert 0 < len(explored) < 30
+    assert {one["decision_rule"] for one in told.values()} == {"cheapest_clearing_floor"}
     assert "mistral-large-3" not in {one["chosen_model_slug"] for one in explored}
     assert len({one["chosen_model_slug"] for one in explored}) > 1
     assert {one["candidates"][0]["model_slug"] for one in told.values()} == {"mistral-large-3"}
