@@ -161,20 +161,38 @@ def attempt_of(records: list[Record]) -> int:
 
 async def follow(request: Request, envelope: Envelope, begins: Beginning, deps: Deps) -> Response:
     """A stream that has begun; it waits for the first event as the call's own answer does."""
+    tenant_id = UUID(envelope.caller["tenant_id"])
+    reply = await reader(envelope.inference_id, tenant_id, begins, deps, kept=envelope.kept)
+    return await stream(request, reply, envelope, deps)
+
+
+async def reader(
+    inference_id: UUID, tenant_id: UUID, begins: Beginning, deps: Deps, *, kept: bool
+) -> Reply:
+    """One more reader of a call, fed by its replay as it grows.
+
+    The end of one that is kept is in the database, whatever becomes of the replay.
+    """
     STREAM_RESUMES.inc()
-    await note_follower(deps.redis, envelope.inference_id)
+    await note_follower(deps.redis, inference_id)
     reply = await deps.relay.follow(
-        envelope.inference_id,
-        envelope.caller["tenant_id"],
+        inference_id,
+        str(tenant_id),
         since=begins.since,
         after=begins.after,
         opened=begins.opened,
-        kept=envelope.kept,
+        kept=kept,
     )
-    if envelope.kept:  # the end at least is in the database, whatever becomes of the replay
-        tenant_id = UUID(envelope.caller["tenant_id"])
-        deps.ends.wait_for(reply, envelope.inference_id, tenant_id, alone=False)
-    return await stream(request, reply, envelope, deps)
+    if kept:
+        deps.ends.wait_for(reply, inference_id, tenant_id, alone=False)
+    return reply
+
+
+async def join_stream(inference_id: UUID, tenant_id: UUID, deps: Deps) -> Reply:
+    """A reader of a kept call from its first word on. Raises `RedisError` and `OSError`."""
+    ends = await look_at_replay(deps.redis, inference_id)
+    begins = await beginning(inference_id, ends, None, deps)
+    return await reader(inference_id, tenant_id, begins, deps, kept=True)
 
 
 async def stream(request: Request, reply: Reply, envelope: Envelope, deps: Deps) -> Response:
