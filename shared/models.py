@@ -56,9 +56,13 @@ def number() -> Any:
     return Field(default=None, sa_column=Column(Numeric, nullable=True))
 
 
-def moment(*, optional: bool = False) -> Any:
-    """A point in time, always with its zone; the database's clock fills it in if not optional."""
-    default = None if optional else func.now()
+def moment(*, optional: bool = False, of_writing: bool = False) -> Any:
+    """A point in time, always with its zone; the database's clock fills it in if not optional.
+
+    That is when the transaction began, or, if `of_writing`, when the row was written.
+    """
+    now = func.clock_timestamp() if of_writing else func.now()
+    default = None if optional else now
     return Field(
         default=None,
         sa_column=Column(DateTime(timezone=True), nullable=optional, server_default=default),
@@ -214,7 +218,7 @@ class TransferRow(SQLModel, table=True):
     debit_balance_after: Decimal | None = money(optional=True)
     credit_balance_after: Decimal | None = money(optional=True)
     memo: str | None = Field(default=None, sa_type=Text)
-    created_at: datetime = moment()
+    created_at: datetime = moment(of_writing=True)
     corrects: UUID | None = None
 
 
