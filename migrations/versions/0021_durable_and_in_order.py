@@ -13,8 +13,8 @@ depends_on = None
 
 
 def upgrade() -> None:
-    run("0021_durable")
-    run("0021_settle")
+    for script in ("0021_kept", "0021_durable", "0021_settle"):
+        run(script)
 
 
 def downgrade() -> None:
