@@ -56,12 +56,8 @@ def number() -> Any:
     return Field(default=None, sa_column=Column(Numeric, nullable=True))
 
 
-def moment(*, optional: bool = False, of_writing: bool = False) -> Any:
-    """A point in time, always with its zone; the database's clock fills it in if not optional.
-
-    That is when the transaction began, or, if `of_writing`, when the row was written.
-    """
-    now = func.clock_timestamp() if of_writing else func.now()
+def moment(*, optional: bool = False, now: Any = func.now()) -> Any:  # noqa: B008
+    """A point in time, always with its zone; the database's clock fills it in if not optional."""
     default = None if optional else now
     return Field(
         default=None,
@@ -218,7 +214,7 @@ class TransferRow(SQLModel, table=True):
     debit_balance_after: Decimal | None = money(optional=True)
     credit_balance_after: Decimal | None = money(optional=True)
     memo: str | None = Field(default=None, sa_type=Text)
-    created_at: datetime = moment(of_writing=True)
+    created_at: datetime = moment(now=func.clock_timestamp())
     corrects: UUID | None = None
 
 

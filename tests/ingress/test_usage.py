@@ -23,6 +23,7 @@ from shared.keys import hash_api_key, mint_api_key
 from shared.models import ApiKeyRow
 from tests.ingress.call_cases import agent_of, leave, leave_at
 from tests.ingress.conftest import SignUp
+from tests.workers.ledger_cases import cap_tenant
 
 VIEWS = ("/v1/usage/daily", "/v1/caps/rollup", "/v1/usage/by-session", "/v1/usage/by-parent-agent")
 NOBODY = "01890000-0000-7000-8000-000000000000"
@@ -143,6 +144,10 @@ async def test_caps_add_up_over_agents(
     rollup = await read(client, "/v1/caps/rollup", new)
     assert (rollup["agents"], rollup["policies_set"]) == (2, 2)
     assert rollup["budget"] == {"set": "2.50", "used_usd": "0.00"}
+    assert "tenant_cap_usd" not in rollup
+    await cap_tenant(owner, agent_of(new), "7.5")
+    capped = await read(client, "/v1/caps/rollup", new)
+    assert (capped["tenant_cap_usd"], capped["budget"]) == ("7.50", rollup["budget"])
 
 
 async def test_a_bound_key_sees_its_own_agents_figures(
