@@ -7,7 +7,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 from fastapi import APIRouter, Depends, Header, Query, Request
 from pydantic import Field
-from sqlalchemy import Row, RowMapping, select, text
+from sqlalchemy import RowMapping, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -141,7 +141,7 @@ async def list_wallets(
 
 async def _wallets(
     s: AsyncSession, caller: Caller, before: UUID | None, limit: int
-) -> Sequence[Row[tuple[AccountRow, AgentRow]]]:
+) -> list[tuple[AccountRow, AgentRow]]:
     query = (
         select(AccountRow, AgentRow)
         .join(AgentRow, col(AgentRow.id) == col(AccountRow.agent_id))
@@ -153,7 +153,7 @@ async def _wallets(
         query = query.where(col(AgentRow.id) < before)
     if caller.bound_to is not None:
         query = query.where(col(AgentRow.id) == UUID(caller.bound_to))
-    return (await s.execute(query)).all()
+    return [(wallet, agent) for wallet, agent in (await s.execute(query)).all()]
 
 
 async def _export(
