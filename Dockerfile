@@ -15,7 +15,8 @@ COPY migrations migrations
 RUN python -m compileall -q ingress workers shared migrations
 
 # a number, so that an orchestrator can see that it is not root
-RUN useradd --system --no-create-home --uid 10001 ainfera
+# and a folder of its own for checkpoints, which a volume that is mounted there takes its owner from
+RUN useradd --system --no-create-home --uid 10001 ainfera && install -d -o 10001 /audit
 USER 10001
 EXPOSE 8080
 CMD ["python", "-m", "ingress"]

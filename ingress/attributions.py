@@ -1,21 +1,25 @@
 """Cost by what the client says a call was for: its session, or the parent of its agent.
 
 Calls that ended in the window and said so; what said nothing is in no row here, but in the usage
-by day. Where the words come from: `ingress/inference.py` reads the headers.
+by day. Where the words come from: `ingress/inference.py` reads the headers. As JSON the dearest
+come first, at most 1,000; as CSV it is all of them, by name.
 """
 
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from sqlalchemy import text
+from sqlalchemy import Row, text
 
-from ingress.deps import get_deps, session
+from ingress.auth import Caller
+from ingress.deps import Deps, get_deps, session
 from ingress.openapi import view
-from ingress.spreadsheet import Format, as_csv, wants_csv
+from ingress.spreadsheet import Format, stream_csv, wants_csv
 from ingress.usage import Days, Mine, midnight, window
 from ingress.wire import moment, usd
+from shared.domain.spreadsheet import Cell
 
 router = APIRouter()
 
@@ -27,8 +31,11 @@ SELECT c.{column} AS name, count(*) AS calls, coalesce(sum(i.settled_usd), 0) AS
   FROM call_attributions c JOIN inferences i ON i.id = c.inference_id
  WHERE c.tenant_id = :tenant AND i.tenant_id = :tenant AND i.settled_at >= :since
    AND c.{column} IS NOT NULL AND (CAST(:agent AS uuid) IS NULL OR i.agent_id = :agent)
- GROUP BY 1 ORDER BY cost DESC, name LIMIT :limit
+   AND (CAST(:after AS text) IS NULL OR c.{column} > :after)
+ GROUP BY 1 ORDER BY {order} LIMIT :limit
 """
+_DEAREST_FIRST, _BY_NAME = "cost DESC, name", "name"
+_FIGURES = ("calls", "cost_usd", "first_at", "last_at")
 Limit = Annotated[int, Query(ge=1)]
 
 
@@ -60,11 +67,15 @@ async def _told(
     column: str,
     noun: str,
 ) -> Any:
-    since = midnight(datetime.now(UTC).date() - timedelta(days=days - 1))
+    deps = get_deps(request)
+    bound = window(caller, midnight(datetime.now(UTC).date() - timedelta(days=days - 1)))
+    if wants_csv(request, format):
+        name = request.url.path.removeprefix("/v1/").replace("/", "-")
+        return stream_csv(name, (column, *_FIGURES), _export(deps, caller, column, bound))
     most = min(limit, MOST_ROWS)
-    bound = {**window(caller, since), "limit": most + 1}
-    async with session(get_deps(request).db, caller.tenant) as s:
-        found = (await s.execute(text(_SUMS.format(column=column)), bound)).all()
+    async with session(deps.db, caller.tenant) as s:
+        query = text(_SUMS.format(column=column, order=_DEAREST_FIRST))
+        found = (await s.execute(query, {**bound, "after": None, "limit": most + 1})).all()
     rows = [
         {
             column: row.name,
@@ -75,15 +86,24 @@ async def _told(
         }
         for row in found[:most]
     ]
-    if not wants_csv(request, format):
-        return {noun: rows, "has_more": len(found) > most}
-    cells = [
-        (row[column], row["calls"], Decimal(row["cost_usd"]), row["first_at"], row["last_at"])
-        for row in rows
-    ]
-    name = request.url.path.removeprefix("/v1/").replace("/", "-")
-    return as_csv(
-        name,
-        (column, "calls", "cost_usd", "first_at", "last_at"),
-        cells,
-    )
+    return {noun: rows, "has_more": len(found) > most}
+
+
+async def _export(
+    deps: Deps, caller: Caller, column: str, bound: Mapping[str, Any]
+) -> AsyncIterator[Sequence[Sequence[Cell]]]:
+    """All of them, by name: their costs may change while the table is sent, and their names not."""
+    query = text(_SUMS.format(column=column, order=_BY_NAME))
+    after, full = None, True
+    while full:
+        async with session(deps.db, caller.tenant) as s:
+            rows = (await s.execute(query, {**bound, "after": after, "limit": MOST_ROWS})).all()
+        full = len(rows) == MOST_ROWS
+        if rows:
+            after = rows[-1].name
+            yield [_cells(row) for row in rows]
+
+
+def _cells(row: Row[Any]) -> tuple[Cell, ...]:
+    times = moment(row.first_at), moment(row.last_at)
+    return (row.name, row.calls, Decimal(usd(row.cost)), *times)

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from ingress.chain_checks import ChainChecks
 from ingress.ends import Ends
 from ingress.relay import Relay
 from shared.config import ProviderConfig, Settings, provider_configs
@@ -89,6 +90,7 @@ class Deps:
     drain: Drain = field(default_factory=Drain)
     counted: Counted = field(default_factory=Counted)
     log_key: OpenedKey = field(default_factory=OpenedKey)
+    chain_checks: ChainChecks = field(default_factory=ChainChecks)
 
     @property
     def catalog(self) -> Catalog:

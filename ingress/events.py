@@ -22,14 +22,14 @@ from ingress.answers import (
 from ingress.auth import Caller, current_caller, not_found, parse_id
 from ingress.deps import Deps, get_deps, session
 from ingress.ends import tell
+from ingress.inferences import OVER, in_database, status_of
 from ingress.openapi import EVENTS
 from ingress.reply import Reply
 from shared.domain.dialects.unfold import unfold
 from shared.domain.inference import Dialect
 from shared.errors import EventsExpired, InvalidBody, Unavailable
-from shared.kept import ACCEPTED, KeptCallRow, standing
+from shared.kept import ACCEPTED, DEAD, KeptCallRow
 from shared.metrics import STREAM_RESUMES
-from shared.models import InferenceRow, ReceiptRow, RoutingOutcomeRow
 from shared.queue import Envelope
 from shared.replay_stream import unpack_head
 from shared.stream import (
@@ -161,20 +161,38 @@ def attempt_of(records: list[Record]) -> int:
 
 async def follow(request: Request, envelope: Envelope, begins: Beginning, deps: Deps) -> Response:
     """A stream that has begun; it waits for the first event as the call's own answer does."""
+    tenant_id = UUID(envelope.caller["tenant_id"])
+    reply = await reader(envelope.inference_id, tenant_id, begins, deps, kept=envelope.kept)
+    return await stream(request, reply, envelope, deps)
+
+
+async def reader(
+    inference_id: UUID, tenant_id: UUID, begins: Beginning, deps: Deps, *, kept: bool
+) -> Reply:
+    """One more reader of a call, fed by its replay as it grows.
+
+    The end of one that is kept is in the database, whatever becomes of the replay.
+    """
     STREAM_RESUMES.inc()
-    await note_follower(deps.redis, envelope.inference_id)
+    await note_follower(deps.redis, inference_id)
     reply = await deps.relay.follow(
-        envelope.inference_id,
-        envelope.caller["tenant_id"],
+        inference_id,
+        str(tenant_id),
         since=begins.since,
         after=begins.after,
         opened=begins.opened,
-        kept=envelope.kept,
+        kept=kept,
     )
-    if envelope.kept:  # the end at least is in the database, whatever becomes of the replay
-        tenant_id = UUID(envelope.caller["tenant_id"])
-        deps.ends.wait_for(reply, envelope.inference_id, tenant_id, alone=False)
-    return await stream(request, reply, envelope, deps)
+    if kept:
+        deps.ends.wait_for(reply, inference_id, tenant_id, alone=False)
+    return reply
+
+
+async def join_stream(inference_id: UUID, tenant_id: UUID, deps: Deps) -> Reply:
+    """A reader of a kept call from its first word on. Raises `RedisError` and `OSError`."""
+    ends = await look_at_replay(deps.redis, inference_id)
+    begins = await beginning(inference_id, ends, None, deps)
+    return await reader(inference_id, tenant_id, begins, deps, kept=True)
 
 
 async def stream(request: Request, reply: Reply, envelope: Envelope, deps: Deps) -> Response:
@@ -206,8 +224,8 @@ async def read_on_record(
     """A call that only the database knows. Raises `NotFound` if that does not know it either."""
     async with session(deps.db, caller.tenant) as s:
         kept = await kept_call(s, inference_id, caller)
-        if kept is None:
-            return await expired(s, inference_id, caller, deps)
+    if kept is None:
+        return await expired(inference_id, caller, deps)
     envelope = Envelope(
         inference_id=inference_id,
         receipt_id=kept.receipt_id,
@@ -224,8 +242,7 @@ async def read_on_record(
         return await follow(request, envelope, begins, deps)
     result = deps.kept.open_result(inference_id, kept.result)
     if result is None:
-        state = standing(kept.state, kept.outcome, started=True)
-        return gone(envelope.dialect, inference_id, state, kept.receipt_id, deps)
+        return await expired(inference_id, caller, deps)
     return await tell_kept(request, envelope, list(result.told()), last_seen, deps)
 
 
@@ -254,46 +271,23 @@ async def tell_kept(
     return await stream(request, reply, envelope, deps)
 
 
-async def expired(s: AsyncSession, inference_id: UUID, caller: Caller, deps: Deps) -> Response:
-    """How a call ended whose events are not kept any more. Raises `NotFound` if it is unknown."""
-    call = await own_call(s, inference_id, caller)
-    receipt_id, outcome = await left_behind(s, call)
-    if call.state == "held":
+async def expired(inference_id: UUID, caller: Caller, deps: Deps) -> Response:
+    """How a call stands whose events are not kept any more, in the words of `read_inference`.
+
+    Raises `NotFound` if it is unknown.
+    """
+    row = await in_database(inference_id, caller, deps)
+    if row is None:
+        not_found()
+    status = status_of(row)
+    if status not in (*OVER, DEAD):
         raise Unavailable("The events of this call were lost while it runs. Ask for its state.")
-    return gone(Dialect(call.dialect), inference_id, outcome or call.state, receipt_id, deps)
-
-
-def gone(
-    dialect: Dialect, inference_id: UUID, state: str, receipt_id: UUID | None, deps: Deps
-) -> Response:
+    ended = "set aside, and an operator may run it again" if status == DEAD else f"over: {status}"
     error = EventsExpired(
-        f"The events of this inference are not kept any more; it ended as {state}. "
+        f"The events of this inference are not kept any more. It is {ended}. "
         f"GET /v1/inferences/{inference_id} says more.",
         inference_id=str(inference_id),
-        state=state,
-        receipt_id=str(receipt_id) if receipt_id else None,
+        state=status,
+        receipt_id=str(row.receipt_id) if row.receipt_id else None,
     )
-    return failure_response(error.failure(), dialect, None, deps)
-
-
-async def own_call(s: AsyncSession, inference_id: UUID, caller: Caller) -> InferenceRow:
-    query = select(InferenceRow).where(
-        col(InferenceRow.id) == inference_id, col(InferenceRow.tenant_id) == caller.tenant
-    )
-    call = (await s.scalars(query)).one_or_none()
-    if call is None:
-        not_found()
-    caller.may_see(call.agent_id)
-    return call
-
-
-async def left_behind(s: AsyncSession, call: InferenceRow) -> tuple[UUID | None, str | None]:
-    """Its receipt, and the outcome of a routed call."""
-    mine = col(ReceiptRow.inference_id) == call.id, col(ReceiptRow.tenant_id) == call.tenant_id
-    receipt_id = await s.scalar(select(col(ReceiptRow.receipt_id)).where(*mine))
-    routed = (
-        col(RoutingOutcomeRow.inference_id) == call.id,
-        col(RoutingOutcomeRow.tenant_id) == call.tenant_id,
-    )
-    outcome = await s.scalar(select(col(RoutingOutcomeRow.outcome_status)).where(*routed))
-    return receipt_id, outcome
+    return failure_response(error.failure(), Dialect(row.dialect), None, deps)

@@ -103,5 +103,5 @@ def _hand_over(reply: Reply, records: Iterable[Record]) -> None:
     now = asyncio.get_running_loop().time()
     for record in records:
         reply.feed(record, now)
-    if reply.lacking:
+    if reply.lacking and not reply.kept:  # the end of one that is kept brings all of it
         reply.end(broken_off("a part of it is not kept any more"))

@@ -41,7 +41,8 @@ SELECT coalesce(k.agent_id, i.agent_id) AS agent_id,
        coalesce(k.receipt_id, r.receipt_id) AS receipt_id,
        coalesce(k.accepted_at, i.created_at) AS created_at,
        coalesce(k.finished_at, i.settled_at) AS finished_at,
-       i.state AS run_state, k.state AS kept_state, k.started_at, k.background, k.stream,
+       coalesce(k.dialect, i.dialect) AS dialect, i.state AS run_state, k.state AS kept_state,
+       k.started_at, k.background, k.stream,
        k.result, coalesce(k.outcome, o.outcome_status, e.outcome) AS outcome,
        r.model_used, r.cost_usd
   FROM (SELECT cast(:id AS uuid) AS id, cast(:tenant_id AS uuid) AS tenant_id) w

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from ingress.answers import answer_headers
 from ingress.deps import CALL_PATIENCE_S, Deps, reachable
 from ingress.ends import tell
+from ingress.events import join_stream
 from ingress.limits import Turnstile
 from ingress.opening import enqueue, first_word
 from ingress.reply import Reply
@@ -131,25 +132,36 @@ async def join(
     if call.background:
         response = accepted(envelope, known.standing, deps)
     else:
-        reply = Reply(
-            known.inference_id.bytes,
-            pings=call.stream,
-            now=asyncio.get_running_loop().time(),
-            kept=True,
-        )
-        if known.state == DONE:
-            kept = deps.kept.open_result(known.inference_id, known.sealed_result)
-            tell(reply, kept.told() if kept is not None else ())
-        else:
-            follow(reply, known, deps)
-        response = await first_word(request, call, envelope, reply, deps)
+        reply = await hear(call, known, deps)
+        try:
+            response = await first_word(request, call, envelope, reply, deps)
+        except BaseException:
+            reply.hang_up()
+            deps.relay.forget(reply)
+            raise
     response.headers.update(REPLAYED)
     return response
 
 
-def follow(reply: Reply, known: KeptCall, deps: Deps) -> None:
-    """Let a second client hear a call that runs: all of it, as soon as it has ended."""
-    deps.ends.wait_for(reply, known.inference_id, known.tenant_id, alone=True)
+async def hear(call: InferenceRequest, known: KeptCall, deps: Deps) -> Reply:
+    """What a second client hears: the whole of a call that is over, or a call as it runs.
+
+    A stream is joined: the client has its words as they come. Where the replay cannot be read the
+    client waits for the end, as for an answer in one body, which comes with its end anyway.
+    """
+    if call.stream and known.state != DONE:
+        try:
+            return await join_stream(known.inference_id, known.tenant_id, deps)
+        except (RedisError, OSError) as error:
+            log.warning("stream_not_joined", extra={"error": repr(error)})
+    now = asyncio.get_running_loop().time()
+    reply = Reply(known.inference_id.bytes, pings=call.stream, now=now, kept=True)
+    if known.state == DONE:
+        kept = deps.kept.open_result(known.inference_id, known.sealed_result)
+        tell(reply, kept.told() if kept is not None else ())
+    else:
+        deps.ends.wait_for(reply, known.inference_id, known.tenant_id, alone=True)
+    return reply
 
 
 def accepted(envelope: Envelope, status: str, deps: Deps) -> Response:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from ingress.auth import not_found, parse_id, require_internal
 from ingress.deps import everyone, get_deps
 from ingress.spreadsheet import Format, stream_csv, wants_csv
+from ingress.wire import cap
 from shared.closing_statement import (
     CSV_HEADER,
     find_switch,
@@ -15,6 +16,7 @@ from shared.closing_statement import (
     read_statement,
     statement_pages,
 )
+from shared.killswitch import read_thresholds
 
 router = APIRouter(
     prefix="/internal/killswitches",
@@ -32,6 +34,17 @@ async def list_engagements(
     """What was ever engaged, the newest first."""
     async with everyone(get_deps(request).db) as s:
         return {"killswitches": await list_switches(s, limit)}
+
+
+@router.get("/thresholds")
+async def list_thresholds(request: Request) -> dict[str, Any]:
+    """What may be spent in the window before a switch engages by itself; null is no threshold."""
+    deps = get_deps(request)
+    async with everyone(deps.db) as s:
+        told = await read_thresholds(s, deps.settings)
+    amounts = {name: cap(told[name]) for name in ("system_usd", "tenant_usd")}
+    chosen = [{**each, "threshold_usd": cap(each["threshold_usd"])} for each in told["chosen"]]
+    return {**told, **amounts, "chosen": chosen}
 
 
 @router.get("/{switch}/statement")

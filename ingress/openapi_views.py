@@ -17,6 +17,11 @@ def _thing(properties: Schema) -> Schema:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
+def _maybe(thing: Schema, properties: Schema) -> Schema:
+    """The same, with fields that are there only where there is something to say."""
+    return {**thing, "properties": {**thing["properties"], **properties}}
+
+
 def _list(items: Schema) -> Schema:
     return {"type": "array", "items": items}
 
@@ -123,14 +128,17 @@ COMPONENTS: Schema = {
             "totals": _thing(_SPENT),
         }
     ),
-    "CapsRollup": _thing(
-        {
-            "agents": _COUNT,
-            "policies_set": _COUNT,
-            "budget": _thing({"set": _or_null(_USD), "used_usd": _USD}),
-            "latency_p50_ms": _or_null(_COUNT),
-            "breaches": _thing({"quality": _COUNT, "reliability": _COUNT}),
-        }
+    "CapsRollup": _maybe(
+        _thing(
+            {
+                "agents": _COUNT,
+                "policies_set": _COUNT,
+                "budget": _thing({"set": _or_null(_USD), "used_usd": _USD}),
+                "latency_p50_ms": _or_null(_COUNT),
+                "breaches": _thing({"quality": _COUNT, "reliability": _COUNT}),
+            }
+        ),
+        {"tenant_cap_usd": _USD},
     ),
     "AgentMetrics": _thing(
         {

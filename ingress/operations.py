@@ -16,6 +16,7 @@ from ingress.deps import Deps, everyone, get_deps
 from ingress.wire import Body
 from shared.errors import NotFound, Overloaded, Unavailable
 from shared.fleet import (
+    ALL,
     NoSuchWorker,
     as_json,
     drain,
@@ -112,31 +113,38 @@ async def job(request: Request, job_id: UUID) -> dict[str, Any]:
 @operators.post("/drain")
 async def drain_worker(request: Request, target: Target) -> dict[str, Any]:
     """Tell a worker, or all, to claim nothing more; it finishes what it has and stays."""
+    deps = get_deps(request)
     async with _fleet():
-        meant = await drain(get_deps(request).redis, target.worker, actor=OVER_HTTP)
-    ids = [worker.id for worker in meant]
-    await _note_act(get_deps(request), "fleet.drain", target.worker, ids)
-    return {"draining": ids}
+        recorded = await _note_act(deps, "fleet.drain", target.worker)
+        meant = await drain(deps.redis, target.worker, actor=OVER_HTTP)
+    return {"draining": [worker.id for worker in meant], **recorded}
 
 
 @operators.post("/resume")
 async def resume_worker(request: Request, target: Target) -> dict[str, Any]:
     """Take a drain back."""
+    deps = get_deps(request)
     async with _fleet():
-        meant = await resume(get_deps(request).redis, target.worker, actor=OVER_HTTP)
-    ids = [worker.id for worker in meant]
-    await _note_act(get_deps(request), "fleet.resume", target.worker, ids)
-    return {"resumed": ids}
+        recorded = await _note_act(deps, "fleet.resume", target.worker)
+        meant = await resume(deps.redis, target.worker, actor=OVER_HTTP)
+    return {"resumed": [worker.id for worker in meant], **recorded}
 
 
-async def _note_act(deps: Deps, act: str, target: str, workers: list[str]) -> None:
-    """Write down what was done; the fleet can be driven while Postgres is away."""
+async def _note_act(deps: Deps, act: str, target: str) -> dict[str, bool]:
+    """Write down what is about to be done, to whom it will be done.
+
+    The fleet can be driven while Postgres is away: then the answer says that it is not recorded.
+    """
+    alive = await list_workers(deps.redis)
+    ids = [worker.id for worker in alive if target == ALL or worker.id.startswith(target)]
     try:
-        async with everyone(deps.db) as s:
-            await record_act(s, act, target, actor=OVER_HTTP, workers=workers)
+        async with everyone(deps.db, patience_s=READY_PATIENCE_S) as s:
+            await record_act(s, act, target, actor=OVER_HTTP, workers=ids)
             await s.commit()
     except Overloaded:
         log.warning("act_not_recorded", extra={"act": act, "target": target})
+        return {"recorded": False}
+    return {}
 
 
 router.include_router(operators)

@@ -95,6 +95,7 @@ ROUTES: Mapping[tuple[str, str], Access] = {
     ("GET", "/internal/routing-preference"): Open.TO_OPERATORS,
     ("POST", "/internal/routing-preference"): Open.TO_OPERATORS,
     ("GET", "/internal/killswitches"): Open.TO_OPERATORS,
+    ("GET", "/internal/killswitches/thresholds"): Open.TO_OPERATORS,
     ("GET", "/internal/killswitches/{switch}/statement"): Open.TO_OPERATORS,
     ("GET", "/internal/dead-letters"): Open.TO_OPERATORS,
     ("GET", "/internal/dead-letters/{inference_id}"): Open.TO_OPERATORS,

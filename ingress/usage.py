@@ -84,6 +84,7 @@ SELECT count(*) AS agents,
        count(*) FILTER (WHERE a.per_call_cap_usd IS NOT NULL OR a.daily_cap_usd IS NOT NULL)
          AS policies_set,
        sum(a.daily_cap_usd) AS budget_set,
+       (SELECT t.daily_cap_usd FROM tenants t WHERE t.id = :tenant) AS tenant_cap,
        coalesce(sum(w.spent_today) FILTER (WHERE w.spent_day = :today), 0) AS used,
        (SELECT array[percentile_disc(0.5) WITHIN GROUP (ORDER BY o.observed_latency_ms),
                      count(*) FILTER (WHERE o.outcome_status = 'rejected_floor'),
@@ -158,10 +159,12 @@ async def caps_rollup(request: Request, caller: Mine) -> dict[str, Any]:
     async with session(get_deps(request).db, caller.tenant) as s:
         row = (await s.execute(_ROLLUP, bound)).one()
     latency, below_floor, failed = row.traffic
+    over_all = {} if row.tenant_cap is None else {"tenant_cap_usd": usd(row.tenant_cap)}
     return {
         "agents": row.agents,
         "policies_set": row.policies_set,
         "budget": {"set": cap(row.budget_set), "used_usd": usd(row.used)},
+        **over_all,
         "latency_p50_ms": latency,
         "breaches": {"quality": below_floor, "reliability": failed},
     }

@@ -1,12 +1,11 @@
 """Wallets: what an agent has, and putting money in where that is allowed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from decimal import Decimal
 from typing import Annotated, Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from fastapi import APIRouter, Depends, Header, Query, Request
-from fastapi.responses import Response
 from pydantic import Field
 from sqlalchemy import RowMapping, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -14,12 +13,13 @@ from sqlmodel import col
 
 from ingress.agents import append_audit
 from ingress.auth import Caller, current_caller, is_internal, not_found, own_agent, parse_id
-from ingress.deps import everyone, get_deps, session
+from ingress.deps import Deps, everyone, get_deps, session
 from ingress.openapi import INTERNAL_OR_OWN_KEY, view
-from ingress.spreadsheet import Format, as_csv, wants_csv
+from ingress.spreadsheet import Format, stream_csv, wants_csv
 from ingress.wire import Body, usd
 from shared.domain.audit import EventType, draft
 from shared.domain.ledger import TOPUPS_ACCOUNT, TransferKind, TransferOutcome
+from shared.domain.spreadsheet import Cell
 from shared.errors import Forbidden, IdempotencyConflict
 from shared.ids import mint_id
 from shared.models import AccountRow, AgentRow
@@ -27,6 +27,7 @@ from shared.models import AccountRow, AgentRow
 router = APIRouter()
 
 MOST_WALLETS = 500
+EXPORT_HEADER = ("agent_id", "name", "balance_usd", "available_usd", "held_usd")
 LARGEST_TOPUP = 100_000
 TOPUP_PATH = "/v1/wallets/topup"
 
@@ -119,24 +120,17 @@ async def list_wallets(
     before: UUID | None = None,
     format: Format = None,
 ) -> Any:
-    """The wallets of the tenant's agents, newest agent first, at most 500; `before` is an agent."""
-    most = min(limit, MOST_WALLETS)
-    query = (
-        select(AccountRow, AgentRow)
-        .join(AgentRow, col(AgentRow.id) == col(AccountRow.agent_id))
-        .where(col(AgentRow.tenant_id) == caller.tenant)
-        .order_by(col(AgentRow.id).desc())
-        .limit(most + 1)
-    )
-    if before is not None:
-        query = query.where(col(AgentRow.id) < before)
-    if caller.bound_to is not None:
-        query = query.where(col(AgentRow.id) == UUID(caller.bound_to))
-    async with session(get_deps(request).db, caller.tenant) as s:
-        rows = (await s.execute(query)).all()
-    page = [{**_purse(wallet), "name": agent.name} for wallet, agent in rows[:most]]
+    """The wallets of the tenant's agents, newest agent first, at most 500; `before` is an agent.
+
+    As CSV it is all of them, however many.
+    """
+    deps = get_deps(request)
     if wants_csv(request, format):
-        return _wallets_csv(page)
+        return stream_csv("wallets", EXPORT_HEADER, _export(deps, caller, before))
+    most = min(limit, MOST_WALLETS)
+    async with session(deps.db, caller.tenant) as s:
+        rows = await _wallets(s, caller, before, most + 1)
+    page = [{**_purse(wallet), "name": agent.name} for wallet, agent in rows[:most]]
     more = len(rows) > most
     return {
         "wallets": page,
@@ -145,10 +139,40 @@ async def list_wallets(
     }
 
 
-def _wallets_csv(page: Sequence[Mapping[str, Any]]) -> Response:
-    header = ("agent_id", "name", "balance_usd", "available_usd", "held_usd")
-    rows = [(w["agent_id"], w["name"], *(Decimal(w[money]) for money in header[2:])) for w in page]
-    return as_csv("wallets", header, rows)
+async def _wallets(
+    s: AsyncSession, caller: Caller, before: UUID | None, limit: int
+) -> list[tuple[AccountRow, AgentRow]]:
+    query = (
+        select(AccountRow, AgentRow)
+        .join(AgentRow, col(AgentRow.id) == col(AccountRow.agent_id))
+        .where(col(AgentRow.tenant_id) == caller.tenant)
+        .order_by(col(AgentRow.id).desc())
+        .limit(limit)
+    )
+    if before is not None:
+        query = query.where(col(AgentRow.id) < before)
+    if caller.bound_to is not None:
+        query = query.where(col(AgentRow.id) == UUID(caller.bound_to))
+    return [(wallet, agent) for wallet, agent in (await s.execute(query)).all()]
+
+
+async def _export(
+    deps: Deps, caller: Caller, before: UUID | None
+) -> AsyncIterator[Sequence[Sequence[Cell]]]:
+    """The wallets page by page, each from a session of its own."""
+    full = True
+    while full:
+        async with session(deps.db, caller.tenant) as s:
+            rows = await _wallets(s, caller, before, MOST_WALLETS)
+        full = len(rows) == MOST_WALLETS
+        if rows:
+            before = rows[-1][1].id
+            yield [_cells(wallet, agent) for wallet, agent in rows]
+
+
+def _cells(wallet: AccountRow, agent: AgentRow) -> tuple[Cell, ...]:
+    amounts = wallet.balance, wallet.balance - wallet.held, wallet.held
+    return (str(agent.id), agent.name, *(Decimal(usd(amount)) for amount in amounts))
 
 
 @router.get("/v1/wallets/{agent_id}", openapi_extra=view("Wallet", of_one=True))

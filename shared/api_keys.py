@@ -24,7 +24,7 @@ from shared.domain.keys import Grant, Scope, in_order
 from shared.domain.limits import KeyLimits
 from shared.ids import mint_id
 from shared.keys import hash_api_key, mint_api_key
-from shared.models import ApiKeyRow
+from shared.models import AgentRow, ApiKeyRow
 from shared.operators import record_act
 
 SHORTEST_PREFIX = 8
@@ -325,15 +325,23 @@ async def tell_key_changed(redis: Redis, key: Key) -> None:
 
 
 async def _witness(session: AsyncSession, key: Key, data: dict[str, Any]) -> None:
-    """In the chain of the agent that the key speaks for, if it speaks for one."""
+    """In the chain of the agent that the key speaks for; if for none, of all of its tenant's."""
     await session.flush()
     row = key.newest
     agent_id = row.agent_id or row.default_agent_id
+    agents = [agent_id]
     if agent_id is None:
-        return
-    event = draft(EventType.KEY_REVOKED, str(agent_id), {"key_id": str(key.id), **data})
-    owner = {"agent_id": str(agent_id), "tenant_id": str(row.tenant_id)}
-    batch = [{**owner, "event": event.wire()}]
+        mine = col(AgentRow.tenant_id) == row.tenant_id
+        agents = list(await session.scalars(select(col(AgentRow.id)).where(mine)))
+    told = {"key_id": str(key.id), **data}
+    batch = [
+        {
+            "agent_id": str(each),
+            "tenant_id": str(row.tenant_id),
+            "event": draft(EventType.KEY_REVOKED, str(each), told).wire(),
+        }
+        for each in agents
+    ]
     await session.execute(
         text("SELECT append_audit(cast(:batch AS jsonb))"), {"batch": orjson.dumps(batch).decode()}
     )

@@ -156,6 +156,11 @@ class Settings(BaseSettings):
     audit_export_dir: Path | None = Field(None, validation_alias="AUDIT_EXPORT_DIR")
     audit_export_url: str = Field("", validation_alias="AUDIT_EXPORT_URL")
     audit_export_token: SecretStr = Field(SecretStr(""), validation_alias="AUDIT_EXPORT_TOKEN")
+    audit_export_s3_region: str = Field("us-east-1", validation_alias="AUDIT_EXPORT_S3_REGION")
+    audit_export_s3_key_id: str = Field("", validation_alias="AUDIT_EXPORT_S3_KEY_ID")
+    audit_export_s3_secret: SecretStr = Field(
+        SecretStr(""), validation_alias="AUDIT_EXPORT_S3_SECRET"
+    )
     # the killswitch engages by itself where more is spent in the window; None: never
     killswitch_tenant_usd: Decimal | None = Field(
         None, gt=0, decimal_places=9, max_digits=20, validation_alias="KILLSWITCH_TENANT_USD"

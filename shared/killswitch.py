@@ -19,9 +19,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import Field, SQLModel, col
 
+from shared.config import Settings
 from shared.control import KILLSWITCH
 from shared.db import TRANSIENT, Database
-from shared.domain.spending import ALL
+from shared.domain.spending import ALL, Thresholds
 from shared.errors import KillswitchEngaged
 from shared.metrics import KILLSWITCH_ENGAGED
 from shared.models import NEW_ID, moment, money
@@ -89,6 +90,22 @@ async def engaged_switches(session: AsyncSession) -> list[KillswitchRow]:
     """What is engaged, oldest first."""
     query = select(KillswitchRow).where(col(KillswitchRow.released_at).is_(None))
     return list(await session.scalars(query.order_by(col(KillswitchRow.engaged_at))))
+
+
+async def read_thresholds(session: AsyncSession, settings: Settings) -> dict[str, Any]:
+    """What may be spent in the window before a switch engages by itself; amounts are Decimals."""
+    rows = list(await session.scalars(select(KillswitchThresholdRow)))
+    chosen = {row.scope: row.threshold_usd for row in rows}
+    thresholds = Thresholds(settings.killswitch_system_usd, settings.killswitch_tenant_usd, chosen)
+    return {
+        "window_seconds": settings.killswitch_window_s,
+        "system_usd": thresholds.of(ALL),
+        "tenant_usd": thresholds.tenant,
+        "chosen": [
+            {"scope": row.scope, "threshold_usd": row.threshold_usd, "set_by": row.set_by}
+            for row in rows
+        ],
+    }
 
 
 async def engage(

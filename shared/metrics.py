@@ -1,6 +1,6 @@
 """What is counted, under the names that dashboards use. No tenant, agent or key in any label."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import orjson
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -30,8 +30,27 @@ HTTP_DURATION = Histogram(
 )
 PROVIDER_CALLS = Counter(
     "ainfera_provider_calls_total",
-    "Calls that reached a provider.",
+    "How often a provider was asked, retries and models asked in vain included.",
     ["provider", "outcome"],
+    registry=FLEET,
+)
+SETTLEMENTS = Counter(
+    "ainfera_settlements_total",
+    "Calls for which a provider was asked and whose settlement is durable.",
+    ["outcome"],
+    registry=FLEET,
+)
+TOKENS = Counter(
+    "ainfera_tokens_total",
+    "Tokens of settled calls: input (cached ones too) and output.",
+    ["provider", "direction"],
+    registry=FLEET,
+)
+TOKENS_PER_SECOND = Histogram(
+    "ainfera_tokens_per_second",
+    "Output tokens of an answer by the time from its first word to its end.",
+    ["provider"],
+    buckets=(5, 10, 20, 40, 80, 160, 320, 640, 1280),
     registry=FLEET,
 )
 JOBS = Counter(
@@ -238,7 +257,10 @@ def counts(registry: CollectorRegistry) -> dict[bytes, float]:
 
 
 class FleetTotals(Collector):
-    """What all workers counted together, in the form of the metrics they counted with."""
+    """What all workers counted together, in the form of the metrics they counted with.
+
+    And one thing more that follows from it: how often a provider was asked for each settled call.
+    """
 
     def __init__(self, totals: Mapping[bytes, bytes | float]) -> None:
         self._totals = totals
@@ -254,6 +276,22 @@ class FleetTotals(Collector):
                 if name in names:
                     shown.add_sample(name, labels, value)
             yield shown
+        yield _spend_ratio(totals)
+
+
+def _spend_ratio(totals: Iterable[tuple[str, Mapping[str, str], float]]) -> Metric:
+    """Over 1 where providers were asked more than once for a call; no sample before the first."""
+    sums = {"ainfera_provider_calls_total": 0.0, "ainfera_settlements_total": 0.0}
+    for name, _, value in totals:
+        if name in sums:
+            sums[name] += value
+    asked, settled = sums.values()
+    ratio = Metric(
+        "ainfera_provider_spend_ratio", "Provider calls per settled call, over all time.", "gauge"
+    )
+    if settled:
+        ratio.add_sample(ratio.name, {}, asked / settled)
+    return ratio
 
 
 def _with_buckets_in_order(labels: Mapping[str, str]) -> tuple[list[tuple[str, str]], float]:

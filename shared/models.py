@@ -56,9 +56,9 @@ def number() -> Any:
     return Field(default=None, sa_column=Column(Numeric, nullable=True))
 
 
-def moment(*, optional: bool = False) -> Any:
+def moment(*, optional: bool = False, now: Any = func.now()) -> Any:  # noqa: B008
     """A point in time, always with its zone; the database's clock fills it in if not optional."""
-    default = None if optional else func.now()
+    default = None if optional else now
     return Field(
         default=None,
         sa_column=Column(DateTime(timezone=True), nullable=optional, server_default=default),
@@ -214,7 +214,7 @@ class TransferRow(SQLModel, table=True):
     debit_balance_after: Decimal | None = money(optional=True)
     credit_balance_after: Decimal | None = money(optional=True)
     memo: str | None = Field(default=None, sa_type=Text)
-    created_at: datetime = moment()
+    created_at: datetime = moment(now=func.clock_timestamp())
     corrects: UUID | None = None
 
 

@@ -446,3 +446,36 @@ def test_production_waits_for_the_longest_call() -> None:
     longest = float(env_file(BASE / "settings.env")["CALL_DEADLINE_SECONDS"])
     assert OVERLAYS[-1].name == "production"
     assert float(settings["DRAIN_GRACE_SECONDS"]) > longest
+
+
+# -- the audit log's checkpoints ------------------------------------------------------------------
+
+
+def test_checkpoints_leave_the_database_wherever_the_books_run(compose: Document) -> None:
+    """Into a volume that outlives the container, at a place that its user may write to."""
+    books = compose["services"]["books"]
+    folder = books["environment"]["AUDIT_EXPORT_DIR"]
+    assert f"audit:{folder}" in books["volumes"]
+    assert "audit" in compose["volumes"]
+    assert f"install -d -o 10001 {folder}" in (ROOT / "Dockerfile").read_text()
+
+    (workload,) = [d for d in of_kind(base(), "Deployment") if name_of(d) == "ainfera-books"]
+    pod = pod_of(workload)["spec"]
+    (container,) = pod["containers"]
+    (said,) = [one for one in container["env"] if one["name"] == "AUDIT_EXPORT_DIR"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    claim = volumes[mounts[said["value"]]]["persistentVolumeClaim"]["claimName"]
+    assert claim in [name_of(d) for d in of_kind(base(), "PersistentVolumeClaim")]
+    # a volume of one node at a time: a second pod before the first has gone would wait for ever
+    assert workload["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 0
+
+
+def test_the_books_reach_an_object_store() -> None:
+    open_to = [
+        policy["spec"]["podSelector"]["matchLabels"].get("app.kubernetes.io/name")
+        for policy in of_kind(base(), "NetworkPolicy")
+        for rule in policy["spec"].get("egress", ())
+        if {"port": 443, "protocol": "TCP"} in rule["ports"]
+    ]
+    assert sorted(open_to) == ["books", "inference"]

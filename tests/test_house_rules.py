@@ -76,6 +76,7 @@ FOR_EVERYONE = {
     "ingress/audit.py read_consistency",  # public
     "ingress/audit.py read_log_key",  # public
     "ingress/audit.py read_proof",  # hashes of the log, for an event that is the caller's
+    "ingress/audit.py read",  # public: the pages of one chain that is verified
     "ingress/audit.py verify_audit",  # public
     "ingress/auth.py _load",  # a key says whose it is
     "ingress/cards.py _public_key",  # cards are verified by anybody
@@ -88,6 +89,7 @@ FOR_EVERYONE = {
     "ingress/keeping.py _known",  # one query for the calls of many tenants, each with its own
     "ingress/killswitches.py closing_statement",  # operators
     "ingress/killswitches.py list_engagements",  # operators
+    "ingress/killswitches.py list_thresholds",  # operators
     "ingress/operations.py _note_act",  # operators
     "ingress/quotes.py signed_decision",  # the one key that signs for all
     "ingress/routing_policy.py set_preference",  # operators

@@ -23,6 +23,7 @@ from shared.domain.ledger import ZERO
 from shared.domain.pricing import Prices, cost, estimated_usage
 from shared.errors import ProviderError
 from shared.holding import outgrown
+from shared.metrics import PROVIDER_CALLS
 from workers.call import Asked, Call, Ending, Outcome
 from workers.deps import Deps
 from workers.providers import ProviderCall
@@ -116,6 +117,11 @@ class Asking:
             ttft_ms=None if first is None else round((first - began) * 1000),
         )
 
+    def broken(self) -> Outcome:
+        """How an answer that broke off is called."""
+        spoke = self.first_word_at is not None
+        return Outcome.FAILED_MIDSTREAM if spoke else Outcome.FAILED_PROVIDER
+
     def in_vain(self, failure: Failure) -> Asked:
         status = failure.detail.get("upstream_status")
         return Asked(self.candidate.slug, self.candidate.provider, failure.code, status)
@@ -143,7 +149,24 @@ def size_of(event: StreamEvent) -> int:
 
 
 async def ask(asking: Asking, deps: Deps) -> Completed | Failed:
-    """Ask one provider and tell what it says, word by word; returns its last event, untold."""
+    """Ask one provider and tell what it says, word by word; returns its last event, untold.
+
+    It is counted however that ends, for it may have to be paid.
+    """
+    outcome = Outcome.CANCELLED
+    try:
+        last = await _hear(asking, deps)
+        outcome = Outcome.SUCCEEDED if isinstance(last, Completed) else asking.broken()
+        return last
+    except Exception:
+        outcome = asking.broken()
+        raise
+    finally:
+        provider = asking.candidate.provider
+        PROVIDER_CALLS.labels(provider=provider, outcome=outcome.value).inc()
+
+
+async def _hear(asking: Asking, deps: Deps) -> Completed | Failed:
     call, candidate = asking.call, asking.candidate
     provider = deps.providers[candidate.provider]
     forward = provider.dialect is not None and provider.dialect is call.request.dialect

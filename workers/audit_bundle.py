@@ -89,18 +89,24 @@ async def agents_of(db: Database, tenant_id: UUID) -> list[UUID]:
 
 
 async def _checkpoints(s: AsyncSession, *, proven: bool) -> AsyncIterator[CheckpointRecord]:
-    query = select(AuditCheckpointRow).order_by(col(AuditCheckpointRow.size))
-    rows = (await s.scalars(query)).all()
-    for begin in range(0, len(rows), READ_AT_ONCE):
-        page = rows[begin : begin + READ_AT_ONCE + 1]
+    """All of them by size, read page by page: in a year there are millions."""
+    query = (
+        select(col(AuditCheckpointRow.size), col(AuditCheckpointRow.note))
+        .order_by(col(AuditCheckpointRow.size))
+        .limit(READ_AT_ONCE + 1)
+    )
+    after, more = 0, True
+    while more:
+        rows = (await s.execute(query.where(col(AuditCheckpointRow.size) > after))).all()
+        more = len(rows) > READ_AT_ONCE  # the one more is only proven against
         ranges = [
-            consistency_ranges(old.size, new.size) if proven else [] for old, new in pairwise(page)
+            consistency_ranges(old.size, new.size) if proven else [] for old, new in pairwise(rows)
         ]
-        if len(page) <= READ_AT_ONCE:
-            ranges.append([])
-        proofs = await _proofs(s, ranges)
+        page = rows[:READ_AT_ONCE]
+        proofs = [*await _proofs(s, ranges), []]
         for row, proof in zip(page, proofs, strict=False):
             yield CheckpointRecord(note=row.note, proof=proof)
+        after = page[-1].size if page else after
 
 
 async def _proofs(s: AsyncSession, wanted: Sequence[Sequence[Range]]) -> list[list[str]]:
@@ -181,10 +187,12 @@ async def _proven_leaves(s: AsyncSession, agents: Sequence[UUID]) -> AsyncIterat
             select(AuditLeafRow)
             .where(col(AuditLeafRow.agent_id) == agent_id)
             .order_by(col(AuditLeafRow.seq))
+            .limit(READ_AT_ONCE)
         )
-        rows = (await s.scalars(query)).all()
-        for begin in range(0, len(rows), READ_AT_ONCE):
-            page = rows[begin : begin + READ_AT_ONCE]
+        after = 0
+        while page := (await s.scalars(query.where(col(AuditLeafRow.seq) > after))).all():
             ranges = [inclusion_ranges(row.index, size) if row.index < size else [] for row in page]
             for row, proof in zip(page, await _proofs(s, ranges), strict=True):
                 yield _leaf(row, proof)
+                s.expunge(row)
+            after = page[-1].seq

@@ -4,7 +4,8 @@ Two ways out. A folder, one growing file a day, one JSON object a line: `size`, 
 `note`, and `previous`, the SHA-256 of the line before it (over all files), so that a line that was
 taken out or changed shows. Lines are synced before they count and never rewritten, so the file may
 be made append-only (`chattr +a`), and copied anywhere. And an address over HTTP: `PUT
-<url>/<size, 20 digits>` for each, and `<url>/latest`, which is read back at the start.
+<url>/<size, 20 digits>` for each, and `<url>/latest`, which is read back at the start. A request
+bears a fixed bearer token, or a signature as S3 buckets want it (`workers/s3.py`).
 """
 
 import asyncio
@@ -172,12 +173,17 @@ class FileExport:
 
 
 class HttpExport:
-    """An address that takes PUT: an object store behind signed URLs, or a server of an auditor."""
+    """An address that takes PUT and GET: a bucket, if `signing` signs for it, or a server of an
+    auditor, which may want the bearer `token`.
+    """
 
     kind = "url"
 
-    def __init__(self, http: httpx.AsyncClient, url: str, token: str) -> None:
+    def __init__(
+        self, http: httpx.AsyncClient, url: str, token: str, signing: httpx.Auth | None = None
+    ) -> None:
         self._http = http
+        self._signing = signing
         self._url = url.rstrip("/")
         self._headers = {"authorization": f"Bearer {token}"} if token else {}
         self._newest: str | None = None
@@ -228,6 +234,7 @@ class HttpExport:
                         f"{self._url}/{name}",
                         content=body,
                         headers=self._headers | PLAIN_TEXT | (headers or {}),
+                        auth=self._signing,
                     )
                     if answer.status_code >= 500 or answer.status_code == 429:
                         raise _Again(str(answer.status_code))

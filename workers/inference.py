@@ -265,14 +265,14 @@ async def ask_until_answered(call: Call, plan: Plan, deps: Deps) -> Ending:
             return asking.ending(Outcome.CANCELLED, stopped())
         except Exception:  # a bug while a provider is asked: what was used is settled all the same
             log.exception("asking_failed", extra={"model": candidate.slug})
-            return asking.ending(outcome_of(asking), broken_inside())
+            return asking.ending(asking.broken(), broken_inside())
         if isinstance(last, Completed):
             return asking.ending(Outcome.SUCCEEDED, None)
         fallback = next(iter(plan.candidates[asked + 1 :]), None)
         if fallback is None or not may_fall_back(last, asking):
-            return asking.ending(outcome_of(asking), last.failure)
+            return asking.ending(asking.broken(), last.failure)
         if not await hold_covers(plan.hold_for(fallback), asking, deps):
-            return asking.ending(outcome_of(asking), last.failure)
+            return asking.ending(asking.broken(), last.failure)
         held_usd = asking.held_usd
         call.asked.append(asking.in_vain(last.failure))
         log.warning("provider_fallback", extra={"model": candidate.slug, "next": fallback.slug})
@@ -282,10 +282,6 @@ async def ask_until_answered(call: Call, plan: Plan, deps: Deps) -> Ending:
 def may_fall_back(last: Failed, asking: Asking) -> bool:
     """Only a provider's fault, and only while the model has said nothing."""
     return last.failure.status >= 500 and asking.first_word_at is None
-
-
-def outcome_of(asking: Asking) -> Outcome:
-    return Outcome.FAILED_PROVIDER if asking.first_word_at is None else Outcome.FAILED_MIDSTREAM
 
 
 def tell_the_end(call: Call, ending: Ending, completed: Completed | None) -> None:

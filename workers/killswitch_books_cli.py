@@ -7,15 +7,15 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import typer
-from sqlalchemy import delete, select
+from sqlalchemy import delete
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col
 
 from shared.closing_statement import CSV_HEADER, find_switch, read_statement, statement_pages
 from shared.domain.counting import counted
-from shared.domain.spending import ALL, Thresholds
+from shared.domain.spending import ALL
 from shared.domain.spreadsheet import csv_line
-from shared.killswitch import KillswitchThresholdRow
+from shared.killswitch import KillswitchThresholdRow, read_thresholds
 from shared.models import TenantRow
 from shared.operators import record_act, this_operator
 from workers.development import say
@@ -106,19 +106,7 @@ async def _set(scope: str, written: str, amount: Decimal | None) -> None:
 
 async def _thresholds() -> dict[str, Any]:
     async with stores() as opened, opened.db.everyone() as session:
-        rows = list(await session.scalars(select(KillswitchThresholdRow)))
-        chosen = {row.scope: row.threshold_usd for row in rows}
-        settings = opened.settings
-    thresholds = Thresholds(settings.killswitch_system_usd, settings.killswitch_tenant_usd, chosen)
-    return {
-        "window_seconds": settings.killswitch_window_s,
-        "system_usd": thresholds.of(ALL),
-        "tenant_usd": thresholds.tenant,
-        "chosen": [
-            {"scope": row.scope, "threshold_usd": row.threshold_usd, "set_by": row.set_by}
-            for row in rows
-        ],
-    }
+        return await read_thresholds(session, opened.settings)
 
 
 def statement_command(

@@ -41,6 +41,7 @@ from workers.ledger import Ledger
 from workers.providers import build_providers, open_transport
 from workers.quotes import forget_old_quotes
 from workers.rewards import Rewards, reward_outcomes
+from workers.s3 import SignedForBucket
 from workers.spending import SpendWatch
 from workers.sweep import BooksDeps, expire_grants, release_expired_holds, sign_checkpoint
 
@@ -130,14 +131,26 @@ def inference_worker(settings: Settings) -> FleetWorker:
 
 
 def audit_exports(settings: Settings, http: httpx.AsyncClient) -> list[Export]:
-    """Where the audit log's checkpoints go besides the database, as the settings say."""
+    """Where the audit log's checkpoints go besides the database, as the settings say.
+
+    Nowhere is allowed, and told: then nobody sees a log that was rewritten by who has the key.
+    """
     exports: list[Export] = []
     if settings.audit_export_dir is not None:
         exports.append(FileExport(settings.audit_export_dir))
     if settings.audit_export_url:
         token = settings.audit_export_token.get_secret_value()
-        exports.append(HttpExport(http, settings.audit_export_url, token))
+        exports.append(HttpExport(http, settings.audit_export_url, token, _signing(settings)))
+    if not exports:
+        log.warning("audit_not_exported", extra={"set": "AUDIT_EXPORT_DIR or AUDIT_EXPORT_URL"})
     return exports
+
+
+def _signing(settings: Settings) -> SignedForBucket | None:
+    secret = settings.audit_export_s3_secret.get_secret_value()
+    if not settings.audit_export_s3_key_id or not secret:
+        return None
+    return SignedForBucket(settings.audit_export_s3_key_id, secret, settings.audit_export_s3_region)
 
 
 def books_worker(settings: Settings) -> FleetWorker:

@@ -13,7 +13,7 @@ from shared.domain import capture
 from shared.domain.audit import AuditDraft, EventType, draft
 from shared.domain.billing import Bill, bill
 from shared.domain.inference import ROUTING_TARGET, Completed
-from shared.metrics import PROVIDER_CALLS
+from shared.metrics import SETTLEMENTS, TOKENS, TOKENS_PER_SECOND
 from workers.asking import prices_of
 from workers.call import Call, Ending, Outcome
 from workers.deps import Deps
@@ -112,14 +112,23 @@ async def settle(call: Call, plan: Plan, ending: Ending, deps: Deps) -> Complete
     item = settlement_item(call, plan, ending, owed, deps)
     if call.envelope.kept:
         item["kept"] = kept_result(call, ending, completed, deps)
-    if ending.candidate is not None:
-        PROVIDER_CALLS.labels(
-            provider=ending.candidate.provider, outcome=ending.outcome.value
-        ).inc()
     result = await deps.ledger.settle(item)
     if result != MINE:
         raise NotOurs(result)
+    if ending.candidate is not None:
+        count_settled(ending, ending.candidate.provider)
     return completed
+
+
+def count_settled(ending: Ending, provider: str) -> None:
+    """A call that reached a provider, once its settlement is durable."""
+    SETTLEMENTS.labels(outcome=ending.outcome.value).inc()
+    usage = ending.usage
+    TOKENS.labels(provider=provider, direction="input").inc(usage.total_input)
+    TOKENS.labels(provider=provider, direction="output").inc(usage.output_tokens)
+    spoke_ms = (ending.latency_ms or 0) - (ending.ttft_ms or 0)
+    if ending.ttft_ms is not None and spoke_ms > 0:  # what came all at once has no pace
+        TOKENS_PER_SECOND.labels(provider=provider).observe(usage.output_tokens * 1000 / spoke_ms)
 
 
 class NotOurs(Exception):

@@ -26,6 +26,7 @@ class Reader:
     last_event_id: str | None = None
     stream: bool = True
     model: str = "gpt-5-mini"
+    idempotency_key: str | None = None
     content: bytes = b""
     status: int = 0
     headers: httpx.Headers = field(default_factory=httpx.Headers)
@@ -41,6 +42,8 @@ class Reader:
         headers = {"authorization": f"Bearer {self.api_key}"}
         if self.last_event_id is not None:
             headers["last-event-id"] = self.last_event_id
+        if self.idempotency_key is not None:
+            headers["idempotency-key"] = self.idempotency_key
         body = {
             "model": self.model,
             "max_tokens": 64,

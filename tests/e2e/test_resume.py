@@ -172,6 +172,38 @@ def test_readers_on_every_ingress_hear_the_same(
     assert len(upstream.all_asked(word)) == 1
 
 
+@EVERY_DIALECT
+def test_who_sends_the_same_again_hears_the_stream_as_it_comes(
+    stack: Stack,
+    second_web: Stack,
+    agent: ainfera.SignupResult,
+    upstream: Upstream,
+    dialect: str,
+) -> None:
+    """The second caller joins the stream, on any ingress: it waits for words, not for the end."""
+    word = upstream.will(Say(texts=WORDS, in_lockstep=True, first_waits=True))
+    key = f"key of {word}"
+    first = asking_for(stack, agent.api_key, dialect, word, idempotency_key=key)
+    eventually(lambda: upstream.all_asked(word), "the provider asked")
+    early = asking_for(second_web, agent.api_key, dialect, word, idempotency_key=key)
+    for _ in WORDS[:2]:
+        upstream.asked(word).step()
+    first.has(b"word1")
+    late = asking_for(stack, agent.api_key, dialect, word, idempotency_key=key)
+    for joined in (early, late):
+        joined.has(b"word1")
+        assert joined.headers["idempotent-replayed"] == "true"
+        assert joined.inference_id == first.inference_id
+    assert not upstream.asked(word).over
+    for _ in WORDS[2:]:
+        upstream.asked(word).step()
+    whole = first.to_the_end()
+    assert [joined.to_the_end().replace(b": ping\n\n", b"") for joined in (early, late)] == [
+        whole.replace(b": ping\n\n", b"")
+    ] * 2
+    assert len(upstream.all_asked(word)) == 1
+
+
 def test_a_follower_that_leaves_stops_nothing(
     stack: Stack, agent: ainfera.SignupResult, upstream: Upstream, witness: Witness
 ) -> None:

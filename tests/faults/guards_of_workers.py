@@ -14,8 +14,7 @@ def newest(name: str) -> str:
     return str(found[-1].relative_to(ROOT))
 
 
-SETTLE, OPEN = newest("settle"), newest("open")
-KEPT_SQL = "migrations/versions/0004_kept_calls.py"
+SETTLE, OPEN, KEPT_SQL = newest("settle"), newest("open"), newest("kept")
 STORY = "workers/inference.py"
 QUEUE_TESTS = ("tests/workers/test_queue.py",)
 SQL_TESTS = tuple(

@@ -8,14 +8,18 @@ import httpx
 import pytest
 
 from ingress.deps import Deps
+from shared.db import APP_ROLE, connect
 from shared.domain.inference import Dialect
 from shared.errors import ProviderError
 from shared.ids import mint_id
-from shared.keys import hash_api_key, mint_api_key
+from shared.keys import hash_api_key, mint_api_key, request_sealer
 from shared.queue import Envelope
 from shared.replay_stream import ReplayLimits, ReplayWriter
 from shared.stream import Record, RecordKind, pack_failure
+from tests.ingress.call_cases import agent_of, leave
 from tests.ingress.conftest import SignUp, leave_call
+from tests.workers.ledger_cases import call
+from tests.workers.letter_cases import burial
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -118,6 +122,43 @@ async def test_another_tenant_and_another_agent_s_key_find_nothing(
     if kept_in == "replay":
         mine = await bound_key(database_url, agent, agent["agent_id"])
         assert (await events(client, inference_id, mine)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("left", "status"),
+    [
+        ({}, "succeeded"),
+        ({"status": "cancelled"}, "cancelled"),
+        ({"status": "failed_midstream"}, "failed"),
+        ({"status": "rejected_funds", "refused": True}, "failed"),
+        ({"status": "expired", "refused": True}, "expired"),
+        ("dead", "dead"),
+    ],
+)
+@pytest.mark.parametrize("routed", [True, False])
+async def test_how_a_call_ended_is_told_in_one_word_everywhere(
+    client: httpx.AsyncClient,
+    deps: Deps,
+    sign_up: SignUp,
+    left: Any,
+    status: str,
+    routed: bool,
+) -> None:
+    new = await sign_up()
+    connection = await connect(deps.settings.database_url, APP_ROLE, "test")
+    if left == "dead":
+        sealer = request_sealer(deps.settings.master_key.get_secret_value())
+        inference = str(mint_id())
+        buried = burial(agent_of(new), inference, 4, sealer, routed=routed)
+        await call(connection, "bury_inferences", buried)
+    else:
+        inference = await leave(connection, agent_of(new), "0.5", routed=routed, **left)
+    await connection.close()
+    told = await client.get(f"/v1/inferences/{inference}", headers=new["auth"])
+    assert told.json()["status"] == status
+    gone = await events(client, UUID(inference), new["auth"])
+    assert (gone.status_code, gone.json()["state"]) == (410, status)
+    assert status == "dead" or f"over: {status}" in gone.json()["message"]
 
 
 async def test_a_failed_call_is_one_error_event(

@@ -270,7 +270,9 @@ async def test_where_it_was_never_engaged_that_is_said(
     assert (told.exit_code, told.stderr) == (1, "The killswitch has never been engaged.\n")
 
 
-async def test_thresholds_by_command(deps: Deps, sign_up: SignUp, fleet_command: Fleet) -> None:
+async def test_thresholds_by_command(
+    deps: Deps, client: httpx.AsyncClient, sign_up: SignUp, fleet_command: Fleet
+) -> None:
     tenant = (await sign_up())["tenant_id"]
 
     async def threshold(*words: str) -> Result:
@@ -280,7 +282,15 @@ async def test_thresholds_by_command(deps: Deps, sign_up: SignUp, fleet_command:
     assert done.exit_code == 0, done.output
     (chosen,) = orjson.loads(done.stdout)["chosen"]
     assert (chosen["scope"], chosen["threshold_usd"]) == (tenant, "12.500000000")
+    path = "/internal/killswitches/thresholds"
+    internal = {"x-ainfera-internal-key": deps.settings.internal_key.get_secret_value()}
+    told = (await client.get(path, headers=internal)).json()
+    (over_http,) = told["chosen"]
+    assert over_http == {**chosen, "threshold_usd": "12.50"}
+    assert told.keys() == {"window_seconds", "system_usd", "tenant_usd", "chosen"}
+    assert (await client.get(path)).status_code == 401
     off = orjson.loads((await threshold("--usd", "off", "--yes", "--json")).stdout)
+    assert (await client.get(path, headers=internal)).json()["system_usd"] is None
     assert off["system_usd"] is None
     assert {each["scope"] for each in off["chosen"]} == {tenant, ALL}
     for words in (("--usd", "0"), ("--usd", "1e-10"), ("--usd", "x"), ("--usd", "Infinity")):

@@ -310,9 +310,13 @@ async def test_what_the_workers_counted_is_shown_as_their_metrics(
         ["ainfera_provider_calls_total", {"provider": "openai", "outcome": "succeeded"}]
     )
     bucket = orjson.dumps(["ainfera_pick_up_seconds_bucket", {"kind": "x", "le": "0.005"}])
+    settled = orjson.dumps(["ainfera_settlements_total", {"outcome": "succeeded"}])
+    assert "\nainfera_provider_spend_ratio" not in await scrape(client, deps)
     for worker, n in (("one", 2), ("other", 3)):
-        await Registry(deps.redis, worker).beat(said_by(worker), {calls: n, bucket: n})
+        told = {calls: n, bucket: n, settled: 2}
+        await Registry(deps.redis, worker).beat(said_by(worker), told)
     text = await scrape(client, deps)
+    assert value_of(text, "ainfera_provider_spend_ratio") == 1.25
     sample = 'ainfera_provider_calls_total{outcome="succeeded",provider="openai"}'
     assert value_of(text, sample) == 5
     assert value_of(text, 'ainfera_pick_up_seconds_bucket{kind="x",le="0.005"}') == 5

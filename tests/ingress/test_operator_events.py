@@ -1,6 +1,8 @@
 """What operators do is written down, whichever way they do it, and cannot be changed."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import asyncpg
 import httpx
@@ -8,6 +10,7 @@ import pytest
 
 from ingress.deps import Deps
 from shared.db import APP_ROLE, connect
+from shared.errors import Overloaded
 from shared.operators import OVER_HTTP
 from tests.test_cli import fleet
 
@@ -45,6 +48,31 @@ async def test_a_fleet_without_postgres_can_be_driven_and_says_what_is_missing(d
     for done in (drained, resumed):
         assert done.exit_code == 0, done.output
         assert "not written down" in done.stderr
+
+
+async def test_a_drain_is_written_down_before_it_is_ordered(
+    client: httpx.AsyncClient, deps: Deps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where it cannot be, the answer says so."""
+    headers = {"x-ainfera-internal-key": deps.settings.internal_key.get_secret_value()}
+    seen: list[int] = []
+
+    async def drain(*_: object, **__: object) -> list[object]:
+        seen.append(len([act for act in await acts(deps) if act[1:] == ("fleet.drain", "one")]))
+        return []
+
+    monkeypatch.setattr("ingress.operations.drain", drain)
+    told = await client.post("/internal/drain", json={"worker": "one"}, headers=headers)
+    assert (told.json(), seen) == ({"draining": []}, [1])
+
+    @asynccontextmanager
+    async def nowhere(*_: object, **__: object) -> AsyncIterator[None]:
+        raise Overloaded("Postgres is away.")
+        yield
+
+    monkeypatch.setattr("ingress.operations.everyone", nowhere)
+    told = await client.post("/internal/drain", json={"worker": "one"}, headers=headers)
+    assert (told.json(), seen) == ({"draining": [], "recorded": False}, [1, 1])
 
 
 @pytest.mark.parametrize(

@@ -273,6 +273,29 @@ async def test_a_revoked_key_ends_with_all_its_secrets_everywhere(
     assert [bool(each["revoked_at"]) for each in listed] == [False, True]
 
 
+async def test_a_key_of_no_agent_is_witnessed_by_all(
+    client: httpx.AsyncClient, deps: Deps, sign_up: SignUp
+) -> None:
+    """It could speak for any of them, so its end stands in the chain of each."""
+    new, other = await sign_up(), await sign_up()
+    body = {"tenant_id": new["tenant_id"], "name": "second"}
+    second = (await client.post("/v1/agents/register", json=body, headers=new["auth"])).json()["id"]
+    made = (await make(client, new["auth"], scopes=["read"])).json()
+    path = f"/v1/keys/{made['id']}"
+    async with deps.db.everyone() as session:
+        of_none = "UPDATE api_keys SET default_agent_id = NULL WHERE key_id = :id"
+        await session.execute(text(of_none), {"id": UUID(made["id"])})
+        await session.commit()
+    assert (await client.delete(path, headers=new["auth"])).status_code == 200
+    query = "SELECT payload FROM audit_events WHERE agent_id = :id AND event_type = 'key.revoked'"
+    async with deps.db.everyone() as session:
+        for agent, times in ((new["agent_id"], 1), (second, 1), (other["agent_id"], 0)):
+            rows = list(await session.scalars(text(query), {"id": UUID(agent)}))
+            assert [orjson.loads(row)["key_id"] for row in rows] == [made["id"]] * times
+    for agent in (new["agent_id"], second):
+        assert (await client.get(f"/v1/audit/{agent}/verify")).json()["valid"]
+
+
 async def test_no_key_makes_a_stronger_one(client: httpx.AsyncClient, sign_up: SignUp) -> None:
     new = await sign_up()
     body = {"tenant_id": new["tenant_id"], "name": "second"}

@@ -154,6 +154,30 @@ async def test_tampering_shows(
     assert reason in found["failure_reason"]
 
 
+async def test_what_was_found_to_hold_is_not_believed_for_long(
+    client: httpx.AsyncClient,
+    sign_up: SignUp,
+    deps: Deps,
+    database_url: str,
+    tampering: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The tail at once, and what was changed behind it once the whole is looked at again."""
+    new = await sign_up()
+    await leave_call(database_url, deps, new)
+    assert (await verified(client, new["agent_id"]))["valid"]
+    await leave_call(database_url, deps, new)
+    changed = "UPDATE audit_events SET payload = payload || ' ' WHERE agent_id = $1::uuid AND seq ="
+    await tampering(f"{changed} 2", new["agent_id"])
+    assert (await verified(client, new["agent_id"]))["valid"]
+    with monkeypatch.context() as later:
+        later.setattr("ingress.chain_checks.BELIEVED_S", -1.0)
+        found = await verified(client, new["agent_id"])
+        assert (found["valid"], found["failure_seq"]) == (False, 2)
+    # a chain that was found broken is not believed in at all
+    assert not (await verified(client, new["agent_id"]))["valid"]
+
+
 async def test_verification_is_open_and_tells_nothing_of_unknown_ids(
     client: httpx.AsyncClient,
 ) -> None:

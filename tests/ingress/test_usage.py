@@ -14,6 +14,7 @@ import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ingress import attributions
 from ingress.deps import Deps
 from shared.db import Connection, connect
 from shared.domain.ledger import PROVIDER_COST_ACCOUNT
@@ -22,6 +23,7 @@ from shared.keys import hash_api_key, mint_api_key
 from shared.models import ApiKeyRow
 from tests.ingress.call_cases import agent_of, leave, leave_at
 from tests.ingress.conftest import SignUp
+from tests.workers.ledger_cases import cap_tenant
 
 VIEWS = ("/v1/usage/daily", "/v1/caps/rollup", "/v1/usage/by-session", "/v1/usage/by-parent-agent")
 NOBODY = "01890000-0000-7000-8000-000000000000"
@@ -142,6 +144,10 @@ async def test_caps_add_up_over_agents(
     rollup = await read(client, "/v1/caps/rollup", new)
     assert (rollup["agents"], rollup["policies_set"]) == (2, 2)
     assert rollup["budget"] == {"set": "2.50", "used_usd": "0.00"}
+    assert "tenant_cap_usd" not in rollup
+    await cap_tenant(owner, agent_of(new), "7.5")
+    capped = await read(client, "/v1/caps/rollup", new)
+    assert (capped["tenant_cap_usd"], capped["budget"]) == ("7.50", rollup["budget"])
 
 
 async def test_a_bound_key_sees_its_own_agents_figures(
@@ -263,7 +269,10 @@ async def test_a_window_that_cannot_be_is_refused(
 
 
 async def test_cost_by_session_and_by_parent_agent(
-    client: httpx.AsyncClient, sign_up: SignUp, owner: Connection
+    client: httpx.AsyncClient,
+    sign_up: SignUp,
+    owner: Connection,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     new, other = await sign_up(), await sign_up()
     named = (("=cmd|x", "planner", "0.2"), ("s-2", "planner", "0.7"), ("=cmd|x", None, "0.1"))
@@ -288,12 +297,16 @@ async def test_cost_by_session_and_by_parent_agent(
     (parent,) = (await read(client, "/v1/usage/by-parent-agent", new))["parent_agents"]
     assert (parent["parent_agent_id"], parent["calls"]) == ("planner", 2)
     assert parent["cost_usd"] == "0.90"
-    table = await client.get("/v1/usage/by-session?format=csv", headers=new["auth"])
+    # the table is all of them by name, whatever the limit of a page
+    table = await client.get("/v1/usage/by-session?format=csv&limit=1", headers=new["auth"])
     assert table.headers["content-disposition"] == 'attachment; filename="usage-by-session.csv"'
     parents = await client.get("/v1/usage/by-parent-agent?format=csv", headers=new["auth"])
     assert "usage-by-parent-agent.csv" in parents.headers["content-disposition"]
     assert [row.split(",")[0] for row in table.text.splitlines()] == [
         "session_id",
-        "s-2",
         "'=cmd|x",
+        "s-2",
     ]
+    monkeypatch.setattr(attributions, "MOST_ROWS", 1)
+    in_pages = await client.get("/v1/usage/by-session?format=csv", headers=new["auth"])
+    assert in_pages.text == table.text

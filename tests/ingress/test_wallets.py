@@ -1,5 +1,7 @@
 """Wallets, top-ups and the ledger."""
 
+import csv
+import io
 from decimal import Decimal
 
 import asyncpg
@@ -29,6 +31,26 @@ async def test_a_wallet_says_what_is_held(
         "available_usd": "3.999999999",
         "held_usd": "1.000000001",
     }
+
+
+async def test_the_table_of_wallets_is_all_of_them(
+    client: httpx.AsyncClient, sign_up: SignUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = await sign_up()
+    for n in range(4):
+        body = {"tenant_id": new["tenant_id"], "name": f"agent {n}"}
+        await client.post("/v1/agents/register", json=body, headers=new["auth"])
+    page = (await client.get("/v1/wallets?limit=3", headers=new["auth"])).json()
+    assert (len(page["wallets"]), page["has_more"]) == (3, True)
+    whole = await client.get("/v1/wallets?format=csv&limit=3", headers=new["auth"])
+    header, *rows = csv.reader(io.StringIO(whole.text))
+    assert header == ["agent_id", "name", "balance_usd", "available_usd", "held_usd"]
+    assert [row[0] for row in rows[:3]] == [wallet["agent_id"] for wallet in page["wallets"]]
+    assert len(rows) == 5
+    assert rows[4] == [new["agent_id"], new["agent_handle"], "5.00", "5.00", "0.00"]
+    monkeypatch.setattr("ingress.wallets.MOST_WALLETS", 2)
+    in_pages = await client.get("/v1/wallets?format=csv", headers=new["auth"])
+    assert in_pages.text == whole.text
 
 
 @pytest.mark.parametrize("amount", ["2.5", 2.5, "2.500000000"])

@@ -18,6 +18,7 @@ from shared.domain.checkpoint import decode, encode
 from shared.log_key import LogKey, log_key
 from tests.workers.ledger_cases import new_agent
 from tests.workers.log_cases import witness
+from workers import audit_bundle
 from workers.audit_bundle import agents_of, bundle, lines
 from workers.audit_cli import audit
 from workers.checkpoints import Checkpointer
@@ -101,6 +102,34 @@ def test_a_bundle_is_verified_without_a_database(kept: dict[str, Any], scope: st
     assert told["leaves"] == {"agent": 6, "tenant": 6, "all": 12}[scope]
     assert told["unsigned"] == {"agent": 1, "tenant": 0, "all": 1}[scope]
     assert found(verify(kept, kept[scope], "--checkpoints", str(kept["checkpoints"]))) == set()
+
+
+@pytest.mark.parametrize("scope", ["agent", "all"])
+async def test_checkpoints_are_read_a_page_at_a_time(
+    kept: dict[str, Any],
+    database_url: str,
+    scope: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the bundle is the same, the proofs from one page to the next too."""
+    at_once: list[int] = []
+
+    async def proofs(s: Any, wanted: Any) -> list[list[str]]:
+        at_once.append(len(wanted))
+        return await proofs_of(s, wanted)
+
+    proofs_of = audit_bundle._proofs
+    monkeypatch.setattr(audit_bundle, "_proofs", proofs)
+    whole = of(read(kept[scope]), "checkpoint")
+    agents = [kept["agent_id"]] if scope == "agent" else None
+    db = Database(Settings(database_url=database_url, master_key="m" * 40))
+    for size in (1, 2, 3):
+        monkeypatch.setattr(audit_bundle, "READ_AT_ONCE", size)
+        records = [record async for record in bundle(db, agents)]
+        told = [json.loads(record.model_dump_json()) for record in records]
+        assert of(told, "checkpoint") == whole
+        assert max(at_once) <= size
+    await db.aclose()
 
 
 def test_a_bundle_of_one_tells_nothing_of_the_others(kept: dict[str, Any]) -> None:

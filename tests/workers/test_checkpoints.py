@@ -10,6 +10,7 @@ import asyncpg
 import httpx
 import pytest
 import pytest_asyncio
+from pydantic import SecretStr
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -26,6 +27,7 @@ from tests.workers.log_cases import verified, witness
 from workers import checkpoints
 from workers.checkpoints import LOG_LOCK, Checkpointer
 from workers.exports import FileExport, HttpExport, read_exported
+from workers.settings import audit_exports
 
 UNDER_LOCK = """
 SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
@@ -317,6 +319,41 @@ class Bucket:
     def export(self) -> HttpExport:
         http = httpx.AsyncClient(transport=httpx.MockTransport(self))
         return HttpExport(http, "http://bucket.test/audit/", "a-token")
+
+
+def test_nothing_exported_is_told_at_the_start(
+    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    http = httpx.AsyncClient()
+    assert audit_exports(settings.model_copy(update={"audit_export_dir": None}), http) == []
+    assert [record.message for record in caplog.records] == ["audit_not_exported"]
+    caplog.clear()
+    kept = settings.model_copy(update={"audit_export_dir": tmp_path})
+    assert [export.kind for export in audit_exports(kept, http)] == ["file"]
+    assert caplog.records == []
+
+
+async def test_a_bucket_is_asked_with_a_signature(settings: Settings) -> None:
+    asked: list[httpx.Request] = []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(404)
+
+    told = {
+        "audit_export_dir": None,
+        "audit_export_url": "https://trail.s3.eu-central-1.amazonaws.com/log",
+        "audit_export_s3_key_id": "AKIA",
+        "audit_export_s3_secret": SecretStr("hush"),
+        "audit_export_s3_region": "eu-central-1",
+    }
+    http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    (export,) = audit_exports(settings.model_copy(update=told), http)
+    assert await export.newest() is None
+    (request,) = asked
+    assert request.url.path == "/log/latest"
+    assert request.headers["authorization"].startswith("AWS4-HMAC-SHA256 Credential=AKIA/")
+    assert "/eu-central-1/s3/aws4_request" in request.headers["authorization"]
 
 
 @pytest.fixture

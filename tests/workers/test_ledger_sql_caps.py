@@ -256,8 +256,13 @@ async def test_finance_sees_settled_held_and_available_apart(ledger_db: Connecti
 # -- durability ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["open", "settle", "enlarge", "move"])
-async def test_what_is_told_of_money_is_on_the_disk_whatever_the_server_is_set_to(
+KEEP = """SELECT * FROM keep_call(
+  $1, gen_random_uuid(), $2, $3, 'native', '/v1/inference', false, true, NULL, '', '', 60, 60)"""
+ACT = "INSERT INTO operator_events (actor, act, target) VALUES ('a', 'key.revoke', 'k')"
+
+
+@pytest.mark.parametrize("kind", ["open", "settle", "enlarge", "move", "keep", "act"])
+async def test_what_is_told_is_on_the_disk_whatever_the_server_is_set_to(
     ledger_db: Connection, kind: str
 ) -> None:
     agent = await new_agent(ledger_db)
@@ -271,6 +276,10 @@ async def test_what_is_told_of_money_is_on_the_disk_whatever_the_server_is_set_t
             await call(ledger_db, "end_inferences", ending(agent, item["inference_id"], "1"))
         elif kind == "enlarge":
             await enlarge(ledger_db, item["inference_id"], "1")
+        elif kind == "keep":
+            await ledger_db.execute(KEEP, uuid4(), UUID(agent.tenant_id), UUID(agent.agent_id))
+        elif kind == "act":
+            await ledger_db.execute(ACT)
         else:
             topups = UUID("00000000-0000-0000-0000-000000000003")
             await ledger_db.execute(

@@ -14,6 +14,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 from tenacity.stop import stop_base
 
 from shared.config import VERSION, Settings
+from shared.metrics import PROVIDER_CALLS
 from workers.providers.answer import Answer
 from workers.providers.faults import ProviderFault, no_stream, refused, unreachable
 from workers.providers.transport import Transport
@@ -28,6 +29,8 @@ DRAIN_S = 2.0
 # A provider that asks for more patience than this is not asked again; another may be.
 LONGEST_RETRY_WAIT_S = 5.0
 MAX_ERROR_BYTES = 64 * 1024
+# the outcome of a provider call that was made again at once
+RETRIED = "retried"
 
 
 def open_transport() -> Transport:
@@ -130,7 +133,7 @@ class Link:
             pause_s = _pause(fault)
             if pause_s >= watch.remaining_s():
                 raise
-            log.warning("provider_retry", extra=self._told(fault, 1))
+            self._note_retry(fault, 1)
             await asyncio.sleep(pause_s)
         return await self._retrying(self._attempt, request, watch)
 
@@ -176,14 +179,17 @@ class Link:
     def _tell_retry(self, state: RetryCallState) -> None:
         fault = state.outcome.exception() if state.outcome else None
         if isinstance(fault, ProviderFault):
-            log.warning("provider_retry", extra=self._told(fault, state.attempt_number + 1))
+            self._note_retry(fault, state.attempt_number + 1)
 
-    def _told(self, fault: ProviderFault, attempt: int) -> dict[str, object]:
-        return {
+    def _note_retry(self, fault: ProviderFault, attempt: int) -> None:
+        """This attempt was in vain and another follows; the last one is its caller's to count."""
+        PROVIDER_CALLS.labels(provider=self.provider, outcome=RETRIED).inc()
+        about = {
             "provider": self.provider,
             "attempt": attempt,
             "upstream_status": fault.failure.detail.get("upstream_status"),
         }
+        log.warning("provider_retry", extra=about)
 
 
 def _worth_retrying(error: BaseException) -> bool:
