@@ -12,7 +12,19 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from sqlalchemy import Column, DateTime, Index, Row, Select, Text, func, select, text, update
+from sqlalchemy import (
+    Column,
+    DateTime,
+    Index,
+    Row,
+    RowMapping,
+    Select,
+    Text,
+    func,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import BYTEA
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import Field, SQLModel, col
@@ -25,6 +37,7 @@ from shared.keys import Sealer
 from shared.models import document, moment
 from shared.operators import record_act
 from shared.queue import Envelope
+from shared.routed_events import newest_routed_event
 from shared.stream import Record, RecordKind, pack_failure
 
 # discarded: nobody will ever answer it, which is ours; expired: nobody cared in time
@@ -73,20 +86,14 @@ SELECT 1 FROM accounts w JOIN inferences i ON i.agent_id = w.agent_id WHERE i.id
    FOR UPDATE OF w
 """
 )
-_CALL = text(
-    """
+DEAD_CALL = f"""
 SELECT i.id, i.tenant_id, i.agent_id, i.attempt, i.routed, i.dialect, i.model, e.payload, c.models
   FROM inferences i
-  LEFT JOIN LATERAL (
-    SELECT a.payload FROM audit_events a
-     WHERE a.agent_id = i.agent_id AND a.event_type = 'inference.routed'
-       AND a.created_at >= i.created_at - interval '1 minute'
-       AND a.payload::jsonb ->> 'inference_id' = i.id::text
-     ORDER BY a.seq DESC LIMIT 1) e ON true
-  LEFT JOIN catalog_snapshots c ON c.hash = e.payload::jsonb #>> '{decision,catalog_hash}'
+  JOIN dead_letters d ON d.inference_id = i.id
+{newest_routed_event("d.died_at")}
+  LEFT JOIN catalog_snapshots c ON c.hash = e.payload::jsonb #>> '{{decision,catalog_hash}}'
  WHERE i.id = :id AND i.state = 'dead'
 """
-)
 _END = text("SELECT result FROM end_inferences(cast(:batch AS jsonb))")
 
 
@@ -202,11 +209,14 @@ async def close_letter(
     A kept call has its failure as its result, and gives its idempotency key back. `state` is
     `DISCARDED` or `EXPIRED`. False where the letter does not wait any more. The caller commits.
     """
+    # looked for before anything is locked: the agent's other calls need the wallet meanwhile
+    found = await _dead_call(session, inference_id)
     await _lock_wallet(session, inference_id)
     letter = await resolve_letter(session, inference_id, state, actor)
     if letter is None:
         return False
-    found = (await session.execute(_CALL, {"id": inference_id})).mappings().one_or_none()
+    if found is None or found["attempt"] != letter.attempts:
+        found = await _dead_call(session, inference_id)  # replayed meanwhile, and dead again
     if found is not None:
         code = DeadlineExceeded.code if state is LetterState.EXPIRED else letter.error_code
         event, models = _routed_event(found), found["models"]
@@ -231,6 +241,11 @@ def given_up(inference_id: UUID, attempt: int) -> KeptResult:
     ).failure()
     body = pack_failure(failure)
     return KeptResult(Record(inference_id.bytes, attempt, RecordKind.FAIL, 0, body).pack())
+
+
+async def _dead_call(session: AsyncSession, inference_id: UUID) -> RowMapping | None:
+    """The call of a letter and its routing event; None where the call was never written."""
+    return (await session.execute(text(DEAD_CALL), {"id": inference_id})).mappings().one_or_none()
 
 
 async def _lock_wallet(session: AsyncSession, inference_id: UUID) -> None:

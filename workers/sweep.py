@@ -17,6 +17,7 @@ from shared.domain.closing import closing_item
 from shared.errors import DeadlineExceeded
 from shared.kept import KeptCalls, KeptResult
 from shared.queue import InferenceQueue
+from shared.routed_events import newest_routed_event
 from shared.stream import Record, RecordKind, pack_failure
 from workers.call import Outcome
 from workers.checkpoints import Checkpointer
@@ -31,17 +32,13 @@ LOST = DeadlineExceeded("The call was lost and its hold has run out.").failure()
 
 # A hold outlives every deadline of its call, so one that has run out belongs to nobody. A call that
 # was replayed was routed more than once: the newest decision counts.
-EXPIRED_HOLDS = """
+EXPIRED_HOLDS = f"""
 SELECT i.id, i.tenant_id, i.agent_id, i.attempt, i.routed, i.dialect, i.model, e.payload,
        k.inference_id IS NOT NULL AS kept, c.models
   FROM inferences i
-  LEFT JOIN LATERAL (
-    SELECT a.payload FROM audit_events a
-     WHERE a.agent_id = i.agent_id AND a.event_type = 'inference.routed'
-       AND a.created_at >= i.created_at - interval '1 minute'
-       AND a.payload::jsonb ->> 'inference_id' = i.id::text
-     ORDER BY a.seq DESC LIMIT 1) e ON true
-  LEFT JOIN catalog_snapshots c ON c.hash = e.payload::jsonb #>> '{decision,catalog_hash}'
+  LEFT JOIN dead_letters d ON d.inference_id = i.id
+{newest_routed_event("CASE WHEN d.inference_id IS NOT NULL THEN i.hold_expires_at END")}
+  LEFT JOIN catalog_snapshots c ON c.hash = e.payload::jsonb #>> '{{decision,catalog_hash}}'
   LEFT JOIN kept_calls k ON k.inference_id = i.id AND k.state = 'accepted'
  WHERE i.state = 'held' AND i.hold_expires_at < now()
  ORDER BY i.hold_expires_at

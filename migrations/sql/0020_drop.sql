@@ -1,0 +1,1 @@
+DROP FUNCTION chain_position(uuid, timestamptz);
