@@ -23,8 +23,9 @@ from shared.domain.counting import counted
 from shared.domain.inference import Dialect
 from shared.errors import AinferaError, Draining, Overloaded, RateLimited
 from shared.ids import mint_id
-from shared.lanes import ADMIT_ALONE, ENQUEUE, GIVE_UP, STOP, QueueKeys
+from shared.lanes import ADMIT_ALONE, ENQUEUE, QueueKeys
 from shared.limiting import Admission, Standing
+from shared.stopping import GIVE_UP, STOP
 
 # all keys of a queue begin with its name; the braces are its hash tag, one slot of a cluster
 INFERENCE_QUEUE = "{ainfera:inference}"
@@ -53,7 +54,11 @@ class Priority(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """How much may wait before calls are refused; `age_s` is for interactive calls."""
+    """How much may wait before calls are refused; `age_s` is for interactive calls.
+
+    `depth` is about calls of one's own priority and of those above it: what is claimed later
+    keeps nobody waiting.
+    """
 
     depth: int = 10_000
     age_s: float = 30.0
@@ -69,8 +74,8 @@ def queue_limits(settings: Settings) -> QueueLimits:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """What became of an enqueue. `depth` counts all jobs that wait, `oldest_age_s` is how long
-    the oldest interactive one has; `retry_after_s` is for those refused; `standing` is where a
+    """What became of an enqueue. `depth` counts the jobs that wait and are not claimed after this
+    one's priority, `oldest_age_s` is how long the oldest interactive one has; `retry_after_s` is for those refused; `standing` is where a
     key with limits stands."""
 
     result: Result

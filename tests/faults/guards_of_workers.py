@@ -197,13 +197,13 @@ GUARDS = (
     Guard(
         "a full store renews leases",
         LANES,
-        (("RENEW = (\n    WHEN_FULL\n    + _NOW", "RENEW = (\n    _NOW"),),
+        (("RENEW = (\n    WHEN_FULL\n    + NOW", "RENEW = (\n    NOW"),),
         FULL_TESTS,
     ),
     Guard(
         "a full store notes an order to stop",
-        LANES,
-        (("STOP = (\n    WHEN_FULL\n    + _NOW", "STOP = (\n    _NOW"),),
+        "shared/stopping.py",
+        (("STOP = (\n    WHEN_FULL\n    + NOW", "STOP = (\n    NOW"),),
         FULL_TESTS,
     ),
     Guard(
