@@ -83,8 +83,11 @@ async def connect(
     role: str | None,
     application_name: str,
     kind: type[Connection] = asyncpg.Connection,
+    timeout_s: float | None = None,
 ) -> Connection:
     """A connection without a pool. `role` None keeps the rights of the URL's own user.
+
+    A statement that is not answered within `timeout_s` raises `TimeoutError`.
 
     Whoever logs in as `role` already is not asked to become it: a pooler such as PgBouncer
     refuses the wish, because it could not take it back for the connection's next client.
@@ -93,7 +96,11 @@ async def connect(
     if role is not None and role != login_name(url):
         settings["role"] = role
     return await asyncpg.connect(
-        driver_dsn(url), server_settings=settings, timeout=10.0, connection_class=kind
+        driver_dsn(url),
+        server_settings=settings,
+        timeout=10.0,
+        command_timeout=timeout_s,
+        connection_class=kind,
     )
 
 
@@ -135,9 +142,11 @@ class Database:
     async def _connect_caller(self) -> Connection:
         return await connect(self._caller_url, CALLER_ROLE, APPLICATION_NAME, CallerConnection)
 
-    async def connect_raw(self, application_name: str = APPLICATION_NAME) -> Connection:
+    async def connect_raw(
+        self, application_name: str = APPLICATION_NAME, timeout_s: float | None = None
+    ) -> Connection:
         """A dedicated asyncpg connection that sees all tenants' rows; whoever asks closes it."""
-        return await connect(self._url, APP_ROLE, application_name)
+        return await connect(self._url, APP_ROLE, application_name, timeout_s=timeout_s)
 
     async def enlarge_hold(
         self, inference_id: str, attempt: int, extra: Decimal, ttl_s: int

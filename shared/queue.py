@@ -74,9 +74,12 @@ def queue_limits(settings: Settings) -> QueueLimits:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """What became of an enqueue. `depth` counts the jobs that wait and are not claimed after this
-    one's priority, `oldest_age_s` is how long the oldest interactive one has; `retry_after_s` is for those refused; `standing` is where a
-    key with limits stands."""
+    """What became of an enqueue.
+
+    `depth` counts the jobs that wait and go before the next one of this priority, `oldest_age_s`
+    is how long the oldest interactive one has; `retry_after_s` is for those refused; `standing` is
+    where a key with limits stands.
+    """
 
     result: Result
     depth: int

@@ -23,7 +23,8 @@ from shared.queue import Envelope
 from shared.replays import enqueue_replay, forget_requests, not_begun
 from shared.stream import Record, RecordKind, pack_failure
 from workers.deps import Deps
-from workers.sweep import BooksDeps, put_off
+from workers.rounds import put_off
+from workers.sweep import BooksDeps
 
 log = logging.getLogger(__name__)
 

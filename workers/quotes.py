@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from shared.quotes import REMEMBERED_S, forget_quotes
-from workers.sweep import BooksDeps, put_off
+from workers.rounds import put_off
+from workers.sweep import BooksDeps
 
 log = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -83,7 +84,9 @@ async def test_a_call_that_died_before_its_hold_is_not_looked_for_in_what_came_l
     await more_events(db, agent)
     query = DEAD_CALL.replace(":id", "$1")
     assert await events_read(db, query, UUID(inference)) < LATER / 10
-    assert (await db.fetchrow(query, UUID(inference)) or {})["payload"] is None
+    found = await db.fetchrow(query, UUID(inference))
+    assert found is not None
+    assert found["payload"] is None
 
 
 async def test_a_hold_that_ran_out_is_not_looked_for_in_what_came_later(db: Connection) -> None:
@@ -92,7 +95,8 @@ async def test_a_hold_that_ran_out_is_not_looked_for_in_what_came_later(db: Conn
     await call(db, "open_inferences", left)
     await an_hour_ago(db, left["inference_id"])
     await more_events(db, agent)
-    assert await events_read(db, EXPIRED_HOLDS, 100) < LATER / 10
+    long_ago = datetime(2000, 1, 1, tzinfo=UTC)
+    assert await events_read(db, EXPIRED_HOLDS, long_ago, UUID(int=0), 100) < LATER / 10
 
 
 async def test_a_moment_is_found_in_a_chain_of_any_length(db: Connection) -> None:
@@ -103,7 +107,9 @@ async def test_a_moment_is_found_in_a_chain_of_any_length(db: Connection) -> Non
         middle = middle or await db.fetchval("SELECT clock_timestamp()")
     position = "SELECT chain_position($1, $2::timestamptz)"
     chain = UUID(agent.agent_id)
-    before = await db.fetchval("SELECT min(created_at) FROM audit_events WHERE agent_id = $1", chain)
+    before = await db.fetchval(
+        "SELECT min(created_at) FROM audit_events WHERE agent_id = $1", chain
+    )
     assert await db.fetchval(position, chain, before) == 1
     assert await db.fetchval(position, chain, middle) == 4
     assert await db.fetchval("SELECT chain_position($1, now() + interval '1 day')", chain) == 10
