@@ -111,7 +111,10 @@ async def job(request: Request, job_id: UUID) -> dict[str, Any]:
 
 @operators.post("/drain")
 async def drain_worker(request: Request, target: Target) -> dict[str, Any]:
-    """Tell a worker, or all, to claim nothing more; it finishes what it has and stays."""
+    """Tell a worker, or all, to claim nothing more; it finishes what it has and stays.
+
+    `all` spares the books worker.
+    """
     async with _fleet():
         meant = await drain(get_deps(request).redis, target.worker, actor=OVER_HTTP)
     ids = [worker.id for worker in meant]
