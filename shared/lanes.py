@@ -226,6 +226,7 @@ local function take(lane)
   end
   local try = kept[2] + 1
   redis.call('HSET', job_key(id), 'try', try, 'owner', ARGV[3] .. ':' .. try)
+  for _, key in ipairs({job_key(id), payload_key(id)}) do redis.call('PEXPIRE', key, ARGV[6]) end
   redis.call('ZADD', KEYS[2], now + ARGV[2], id)
   local payload = redis.call('GET', payload_key(id))
   local waited, age, stop, back = now - kept[3], now - kept[4], kept[5] or '', kept[6] or ''

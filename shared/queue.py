@@ -32,7 +32,7 @@ INFERENCE_QUEUE = "{ainfera:inference}"
 BOOKS_QUEUE = "{ainfera:books}"
 RUN_INFERENCE = "run_inference"
 
-# a job nobody claimed for so long is of no use to its caller
+# a job nobody claimed for so long is of no use to its caller; each claim begins it anew
 JOB_TTL_MS = 24 * 60 * 60 * 1000
 
 # no worker for so long: new calls are not taken in to wait for one; a restart is shorter

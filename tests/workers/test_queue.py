@@ -298,6 +298,17 @@ async def test_holding_tells_waiting_and_leased_from_ended_and_unknown(
     assert await queue.holding([]) == set()
 
 
+async def test_a_claim_begins_the_time_that_a_job_is_kept_anew(
+    queue: InferenceQueue, redis: Redis, claimer: Claimer
+) -> None:
+    (late,) = await put(queue, "A", BACKGROUND)
+    for key in (KEYS.job(late), KEYS.payload(late)):
+        await redis.pexpire(key, 60_000)
+    await claimer.claim()
+    for key in (KEYS.job(late), KEYS.payload(late)):
+        assert await redis.pttl(key) > JOB_TTL_MS / 2, "it would be gone in the middle of its run"
+
+
 async def test_a_job_whose_request_is_gone_is_dropped(
     queue: InferenceQueue, redis: Redis, claimer: Claimer
 ) -> None:
