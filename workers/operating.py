@@ -221,7 +221,10 @@ def status_view(now: FleetStatus) -> RenderableType:
     )
     parts: list[RenderableType] = [queue, Text(), figures, Text()]
     if now.drained:
-        parts += [Text("All but the books are told to drain: `fleet resume` lets them go on."), Text()]
+        parts += [
+            Text("All but the books are told to drain: `fleet resume` lets them go on."),
+            Text(),
+        ]
     return Group(*parts, workers_view(now.workers))
 
 

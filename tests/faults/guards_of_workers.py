@@ -207,6 +207,29 @@ GUARDS = (
         FULL_TESTS,
     ),
     Guard(
+        "a replay is not stopped by what was ordered before it",
+        STORY,
+        (("        deps.cancellations.forget(inference_id)", "        pass"),),
+        ("tests/workers/test_cancellations.py",),
+    ),
+    Guard(
+        "a claim begins a job's time anew",
+        LANES,
+        (("redis.call('PEXPIRE', key, ARGV[6])", "redis.call('EXISTS', key)"),),
+        (*QUEUE_TESTS, "-k", "anew"),
+    ),
+    Guard(
+        "what is claimed later keeps nobody out",
+        LANES,
+        (
+            (
+                "redis.call('ZCOUNT', q .. ':waiting', '-inf', after)",
+                "redis.call('ZCARD', q .. ':waiting')",
+            ),
+        ),
+        (*QUEUE_TESTS, "-k", "keeps_nobody_out"),
+    ),
+    Guard(
         "cron goes by the store's clock",
         FLEET,
         (
@@ -248,7 +271,7 @@ GUARDS = (
     ),
     Guard(
         "a round is put off while a store is away",
-        "workers/sweep.py",
+        "workers/rounds.py",
         (("(RedisError, OperationalError, InterfaceError, *TRANSIENT)", "ZeroDivisionError"),),
         (*KEPT_TESTS, "-k", "put_off"),
     ),
