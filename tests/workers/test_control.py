@@ -86,9 +86,7 @@ async def test_a_subscription_that_was_lost_has_missed_something(redis_url: str)
         await until(lambda: missed == [True])
         clients: Any = redis
         (lost,) = [
-            each
-            for each in await clients.client_list(_type="pubsub")
-            if each["name"] == "listens"
+            each for each in await clients.client_list(_type="pubsub") if each["name"] == "listens"
         ]
         await clients.client_kill_filter(_id=lost["id"])
         await until(lambda: missed == [True, True])
