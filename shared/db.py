@@ -41,6 +41,7 @@ APPLICATION_NAME = "ainfera"
 BATCH_LIMIT = 32
 QUEUE_LIMIT = 2048
 CALL_TIMEOUT_S = 30.0
+POOLED = {"pool_size": 8, "max_overflow": 8, "pool_pre_ping": True}
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 2.0
 
 Record = asyncpg.Record
@@ -87,8 +88,6 @@ async def connect(
 ) -> Connection:
     """A connection without a pool. `role` None keeps the rights of the URL's own user.
 
-    A statement that is not answered within `timeout_s` raises `TimeoutError`.
-
     Whoever logs in as `role` already is not asked to become it: a pooler such as PgBouncer
     refuses the wish, because it could not take it back for the connection's next client.
     """
@@ -121,8 +120,8 @@ class Database:
     def __init__(self, settings: Settings) -> None:
         self._url = settings.database_url
         self._caller_url = settings.caller_database_url or settings.database_url
-        self._engine = _pooled(self.connect_raw)
-        self._callers = _pooled(self._connect_caller)
+        self._engine = open_engine(self.connect_raw, **POOLED)
+        self._callers = open_engine(self._connect_caller, **POOLED)
         self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
 
     def session(self, tenant: UUID) -> AsyncSession:
@@ -145,7 +144,8 @@ class Database:
     async def connect_raw(
         self, application_name: str = APPLICATION_NAME, timeout_s: float | None = None
     ) -> Connection:
-        """A dedicated asyncpg connection that sees all tenants' rows; whoever asks closes it."""
+        """A dedicated asyncpg connection that sees all tenants' rows; whoever asks closes it. A
+        statement that is not answered within `timeout_s` raises `TimeoutError`."""
         return await connect(self._url, APP_ROLE, application_name, timeout_s=timeout_s)
 
     async def enlarge_hold(
@@ -361,15 +361,14 @@ class Committer:
             connection.terminate()
 
 
-def _pooled(connecting: Callable[[], Awaitable[Connection]]) -> AsyncEngine:
+def open_engine(connecting: Callable[[], Awaitable[Connection]], **pooling: Any) -> AsyncEngine:
+    """An engine over connections made by `connecting`; `pooling` as SQLAlchemy takes it."""
     return create_async_engine(
         "postgresql+asyncpg://",
         async_creator=connecting,
-        pool_size=8,
-        max_overflow=8,
-        pool_pre_ping=True,
         json_serializer=lambda value: orjson.dumps(value).decode(),
         json_deserializer=orjson.loads,
+        **pooling,
     )
 
 

@@ -142,5 +142,5 @@ def test_a_hold_outlives_the_silence_of_a_provider(
     if good:
         read_settings()
         return
-    with pytest.raises(SettingsError, match="HOLD_TTL_SECONDS: .*IDLE_DEADLINE_SECONDS"):
+    with pytest.raises(SettingsError, match=r"HOLD_TTL_SECONDS: .*IDLE_DEADLINE_SECONDS"):
         read_settings()

@@ -272,7 +272,7 @@ GUARDS = (
     Guard(
         "a round is put off while a store is away",
         "workers/rounds.py",
-        (("(RedisError, OperationalError, InterfaceError, *TRANSIENT)", "ZeroDivisionError"),),
+        (("(RedisError, DBAPIError, *TRANSIENT)", "ZeroDivisionError"),),
         (*KEPT_TESTS, "-k", "put_off"),
     ),
     Guard(
