@@ -61,6 +61,11 @@ class DeadLetterRow(SQLModel, table=True):
             "resolved_at",
             postgresql_where=text("state = 'replayed' AND envelope IS NOT NULL"),
         ),
+        Index(
+            "dead_letters_over_idx",
+            "resolved_at",
+            postgresql_where=text("state <> 'dead' AND envelope IS NULL"),
+        ),
     )
 
     inference_id: UUID = Field(primary_key=True)
@@ -94,6 +99,19 @@ SELECT i.id, i.tenant_id, i.agent_id, i.attempt, i.routed, i.dialect, i.model, e
   LEFT JOIN catalog_snapshots c ON c.hash = e.payload::jsonb #>> '{{decision,catalog_hash}}'
  WHERE i.id = :id AND i.state = 'dead'
 """
+# Of a replayed letter the request is gone once its call is over.
+_FORGET = text(
+    """
+DELETE FROM dead_letters WHERE inference_id IN (
+  SELECT d.inference_id FROM dead_letters d
+   WHERE d.state <> 'dead' AND d.envelope IS NULL
+     AND d.resolved_at < now() - make_interval(days => :days)
+   ORDER BY d.resolved_at LIMIT :most)
+RETURNING 1
+"""
+)
+# what became of a letter is shown for so long; who did it stands in `operator_events` for good
+REMEMBERED_DAYS = 90
 _END = text("SELECT result FROM end_inferences(cast(:batch AS jsonb))")
 
 
@@ -278,3 +296,9 @@ async def overdue_letters(session: AsyncSession, limit: int) -> list[UUID]:
         .limit(limit)
     )
     return list(await session.scalars(query))
+
+
+async def forget_letters(session: AsyncSession, most: int = 1_000) -> int:
+    """Delete letters whose calls have long been over. Returns how many. The caller commits."""
+    about = {"days": REMEMBERED_DAYS, "most": most}
+    return len((await session.execute(_FORGET, about)).all())
