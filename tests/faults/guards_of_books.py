@@ -68,12 +68,6 @@ GUARDS = (
         ("tests/workers/test_tenancy.py",),
     ),
     Guard(
-        "books: a cut log signs nothing",
-        FORKS,
-        (("if before.size > head.size:", "if before.size > 10**9:"),),
-        FORK_TESTS,
-    ),
-    Guard(
         "books: another history is not signed",
         FORKS,
         (("if root != before.root:", "if root == b'':"),),
