@@ -110,8 +110,7 @@ async def accept(
                 deps.killswitch.check(envelope.caller["tenant_id"])
             await enqueue(envelope, priority, deps, limited)
         except AinferaError:
-            async with reachable():
-                await deps.kept.withdraw(envelope)
+            await take_back(envelope, deps)
             raise
         except (RedisError, OSError) as error:
             # it is accepted all the same: what is not in the queue is driven into it
@@ -122,6 +121,21 @@ async def accept(
             "same body for the same agent to the same path."
         )
     return known
+
+
+async def take_back(envelope: Envelope, deps: Deps) -> None:
+    """Forget a call that was refused after all.
+
+    Where Postgres is away by now, or its client leaves, as soon as can be: what stays accepted is
+    run one day, and charged, though its client was told that it is not.
+    """
+    try:
+        async with reachable(CALL_PATIENCE_S):
+            await deps.kept.withdraw(envelope)
+    except (Overloaded, asyncio.CancelledError) as stopped:
+        deps.kept.withdraw_patiently(envelope)
+        if not isinstance(stopped, Overloaded):
+            raise
 
 
 async def join(

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -16,14 +16,16 @@ from ingress.deps import Deps, everyone, get_deps
 from ingress.wire import Body
 from shared.errors import NotFound, Overloaded, Unavailable
 from shared.fleet import (
-    ALL,
     NoSuchWorker,
+    WorkerView,
     as_json,
     drain,
     list_workers,
+    named_by,
     read_status,
     resume,
     show_job,
+    to_drain,
 )
 from shared.operators import OVER_HTTP, record_act
 
@@ -112,10 +114,14 @@ async def job(request: Request, job_id: UUID) -> dict[str, Any]:
 
 @operators.post("/drain")
 async def drain_worker(request: Request, target: Target) -> dict[str, Any]:
-    """Tell a worker, or all, to claim nothing more; it finishes what it has and stays."""
+    """Tell a worker, or all, to claim nothing more; it finishes what it has and stays.
+
+    `all` spares the books worker.
+    """
     deps = get_deps(request)
     async with _fleet():
-        recorded = await _note_act(deps, "fleet.drain", target.worker)
+        whom = to_drain(await list_workers(deps.redis), target.worker)
+        recorded = await _note_act(deps, "fleet.drain", target.worker, whom)
         meant = await drain(deps.redis, target.worker, actor=OVER_HTTP)
     return {"draining": [worker.id for worker in meant], **recorded}
 
@@ -125,21 +131,23 @@ async def resume_worker(request: Request, target: Target) -> dict[str, Any]:
     """Take a drain back."""
     deps = get_deps(request)
     async with _fleet():
-        recorded = await _note_act(deps, "fleet.resume", target.worker)
+        whom = named_by(await list_workers(deps.redis), target.worker)
+        recorded = await _note_act(deps, "fleet.resume", target.worker, whom)
         meant = await resume(deps.redis, target.worker, actor=OVER_HTTP)
     return {"resumed": [worker.id for worker in meant], **recorded}
 
 
-async def _note_act(deps: Deps, act: str, target: str) -> dict[str, bool]:
+async def _note_act(
+    deps: Deps, act: str, target: str, whom: Sequence[WorkerView]
+) -> dict[str, bool]:
     """Write down what is about to be done, to whom it will be done.
 
     The fleet can be driven while Postgres is away: then the answer says that it is not recorded.
     """
-    alive = await list_workers(deps.redis)
-    ids = [worker.id for worker in alive if target == ALL or worker.id.startswith(target)]
     try:
         async with everyone(deps.db, patience_s=READY_PATIENCE_S) as s:
-            await record_act(s, act, target, actor=OVER_HTTP, workers=ids)
+            workers = [worker.id for worker in whom]
+            await record_act(s, act, target, actor=OVER_HTTP, workers=workers)
             await s.commit()
     except Overloaded:
         log.warning("act_not_recorded", extra={"act": act, "target": target})

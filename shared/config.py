@@ -7,12 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.domain.limits import LARGEST_RATE
 
 VERSION = "0.1.0"
+# how many times the longest silence of a provider a hold is leased for
+LEASES_IDLE = 3
 
 # provider slug -> (environment name of its key, of its base URL, the vendor's own base URL)
 PROVIDER_SETTINGS: dict[str, tuple[str, str, str]] = {
@@ -132,7 +134,7 @@ class Settings(BaseSettings):
     coalesce_ms: float = Field(8.0, ge=0, le=10, validation_alias="COALESCE_MS")
     ping_interval_s: float = Field(10.0, gt=0, validation_alias="PING_INTERVAL_SECONDS")
     pulse_file: Path | None = Field(None, validation_alias="PULSE_FILE")
-    hold_ttl_s: int = Field(900, gt=0, validation_alias="HOLD_TTL_SECONDS")
+    hold_ttl_s: int = Field(900, gt=0, validate_default=True, validation_alias="HOLD_TTL_SECONDS")
     dead_letter_days: float = Field(7.0, gt=0, validation_alias="DEAD_LETTER_DAYS")
     replay_seconds: int = Field(300, ge=0, validation_alias="REPLAY_SECONDS")
     replay_step_ms: float = Field(100.0, ge=0, le=1000, validation_alias="REPLAY_STEP_MS")
@@ -189,6 +191,18 @@ class Settings(BaseSettings):
     routing_preference_live: bool = Field(False, validation_alias="AINFERA_ROUTING_PREFERENCE_LIVE")
     payments_live: bool = Field(False, validation_alias="AINFERA_PAYMENTS_LIVE")
 
+    @field_validator("hold_ttl_s")
+    @classmethod
+    def _outlives_silence(cls, hold_ttl_s: int, told: ValidationInfo) -> int:
+        """A hold is renewed at half time, when a word comes; nobody's who is only silent ends."""
+        least = LEASES_IDLE * told.data.get("idle_deadline_s", 0)
+        if hold_ttl_s < least:
+            raise ValueError(
+                f"{hold_ttl_s} is too short: a hold has to outlive the silence of a provider, so "
+                f"at least {LEASES_IDLE} times IDLE_DEADLINE_SECONDS are needed ({least:g})"
+            )
+        return hold_ttl_s
+
     @cached_property
     def base_url(self) -> str:
         """The absolute URL clients reach us at, without a trailing slash."""
@@ -227,8 +241,14 @@ def read_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        wrong = [f"{_environment_name(e['loc'])}: {e['msg']}" for e in error.errors()]
         raise SettingsError("\n".join(["These settings cannot be used:", *wrong])) from None
+
+
+def _environment_name(place: tuple[int | str, ...]) -> str:
+    """What a setting is called outside; for a default that is wrong, pydantic names its field."""
+    field = Settings.model_fields.get(str(place[0])) if place else None
+    return str(field.validation_alias) if field is not None else ".".join(map(str, place))
 
 
 def simulating(settings: Settings, providers: Mapping[str, ProviderConfig]) -> bool:

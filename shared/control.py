@@ -52,11 +52,13 @@ class ControlListener:
     async def _listen(self) -> None:
         while True:
             try:
-                async with self._redis.pubsub(ignore_subscribe_messages=True) as subscription:
+                async with self._redis.pubsub() as subscription:
                     await subscription.subscribe(CONTROL_CHANNEL)
-                    self._missed()
                     async for message in subscription.listen():
-                        self._hear(message["data"])
+                        if message["type"] == "subscribe":
+                            self._missed()  # sooner, an order before it stands goes unheard
+                        elif message["type"] == "message":
+                            self._hear(message["data"])
             except (RedisError, OSError) as error:
                 log.warning("control_reconnects", extra={"error": repr(error)})
                 await asyncio.sleep(0.2)

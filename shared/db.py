@@ -41,6 +41,7 @@ APPLICATION_NAME = "ainfera"
 BATCH_LIMIT = 32
 QUEUE_LIMIT = 2048
 CALL_TIMEOUT_S = 30.0
+POOLED = {"pool_size": 8, "max_overflow": 8, "pool_pre_ping": True}
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 0.05, 2.0
 
 Record = asyncpg.Record
@@ -83,6 +84,7 @@ async def connect(
     role: str | None,
     application_name: str,
     kind: type[Connection] = asyncpg.Connection,
+    timeout_s: float | None = None,
 ) -> Connection:
     """A connection without a pool. `role` None keeps the rights of the URL's own user.
 
@@ -93,7 +95,11 @@ async def connect(
     if role is not None and role != login_name(url):
         settings["role"] = role
     return await asyncpg.connect(
-        driver_dsn(url), server_settings=settings, timeout=10.0, connection_class=kind
+        driver_dsn(url),
+        server_settings=settings,
+        timeout=10.0,
+        command_timeout=timeout_s,
+        connection_class=kind,
     )
 
 
@@ -114,8 +120,8 @@ class Database:
     def __init__(self, settings: Settings) -> None:
         self._url = settings.database_url
         self._caller_url = settings.caller_database_url or settings.database_url
-        self._engine = _pooled(self.connect_raw)
-        self._callers = _pooled(self._connect_caller)
+        self._engine = open_engine(self.connect_raw, **POOLED)
+        self._callers = open_engine(self._connect_caller, **POOLED)
         self._autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
 
     def session(self, tenant: UUID) -> AsyncSession:
@@ -135,9 +141,12 @@ class Database:
     async def _connect_caller(self) -> Connection:
         return await connect(self._caller_url, CALLER_ROLE, APPLICATION_NAME, CallerConnection)
 
-    async def connect_raw(self, application_name: str = APPLICATION_NAME) -> Connection:
-        """A dedicated asyncpg connection that sees all tenants' rows; whoever asks closes it."""
-        return await connect(self._url, APP_ROLE, application_name)
+    async def connect_raw(
+        self, application_name: str = APPLICATION_NAME, timeout_s: float | None = None
+    ) -> Connection:
+        """A dedicated asyncpg connection that sees all tenants' rows; whoever asks closes it. A
+        statement that is not answered within `timeout_s` raises `TimeoutError`."""
+        return await connect(self._url, APP_ROLE, application_name, timeout_s=timeout_s)
 
     async def enlarge_hold(
         self, inference_id: str, attempt: int, extra: Decimal, ttl_s: int
@@ -352,15 +361,14 @@ class Committer:
             connection.terminate()
 
 
-def _pooled(connecting: Callable[[], Awaitable[Connection]]) -> AsyncEngine:
+def open_engine(connecting: Callable[[], Awaitable[Connection]], **pooling: Any) -> AsyncEngine:
+    """An engine over connections made by `connecting`; `pooling` as SQLAlchemy takes it."""
     return create_async_engine(
         "postgresql+asyncpg://",
         async_creator=connecting,
-        pool_size=8,
-        max_overflow=8,
-        pool_pre_ping=True,
         json_serializer=lambda value: orjson.dumps(value).decode(),
         json_deserializer=orjson.loads,
+        **pooling,
     )
 
 

@@ -12,7 +12,19 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from sqlalchemy import Column, DateTime, Index, Row, Select, Text, func, select, text, update
+from sqlalchemy import (
+    Column,
+    DateTime,
+    Index,
+    Row,
+    RowMapping,
+    Select,
+    Text,
+    func,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import BYTEA
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import Field, SQLModel, col
@@ -25,6 +37,7 @@ from shared.keys import Sealer
 from shared.models import document, moment
 from shared.operators import record_act
 from shared.queue import Envelope
+from shared.routed_events import newest_routed_event
 from shared.stream import Record, RecordKind, pack_failure
 
 # discarded: nobody will ever answer it, which is ours; expired: nobody cared in time
@@ -47,6 +60,11 @@ class DeadLetterRow(SQLModel, table=True):
             "dead_letters_under_way_idx",
             "resolved_at",
             postgresql_where=text("state = 'replayed' AND envelope IS NOT NULL"),
+        ),
+        Index(
+            "dead_letters_over_idx",
+            "resolved_at",
+            postgresql_where=text("state <> 'dead' AND envelope IS NULL"),
         ),
     )
 
@@ -73,20 +91,27 @@ SELECT 1 FROM accounts w JOIN inferences i ON i.agent_id = w.agent_id WHERE i.id
    FOR UPDATE OF w
 """
 )
-_CALL = text(
-    """
+DEAD_CALL = f"""
 SELECT i.id, i.tenant_id, i.agent_id, i.attempt, i.routed, i.dialect, i.model, e.payload, c.models
   FROM inferences i
-  LEFT JOIN LATERAL (
-    SELECT a.payload FROM audit_events a
-     WHERE a.agent_id = i.agent_id AND a.event_type = 'inference.routed'
-       AND a.created_at >= i.created_at - interval '1 minute'
-       AND a.payload::jsonb ->> 'inference_id' = i.id::text
-     ORDER BY a.seq DESC LIMIT 1) e ON true
-  LEFT JOIN catalog_snapshots c ON c.hash = e.payload::jsonb #>> '{decision,catalog_hash}'
+  JOIN dead_letters d ON d.inference_id = i.id
+{newest_routed_event("d.died_at")}
+  LEFT JOIN catalog_snapshots c ON c.hash = e.payload::jsonb #>> '{{decision,catalog_hash}}'
  WHERE i.id = :id AND i.state = 'dead'
 """
+# Of a replayed letter the request is gone once its call is over.
+_FORGET = text(
+    """
+DELETE FROM dead_letters WHERE inference_id IN (
+  SELECT d.inference_id FROM dead_letters d
+   WHERE d.state <> 'dead' AND d.envelope IS NULL
+     AND d.resolved_at < now() - make_interval(days => :days)
+   ORDER BY d.resolved_at LIMIT :most)
+RETURNING 1
+"""
 )
+# what became of a letter is shown for so long; who did it stands in `operator_events` for good
+REMEMBERED_DAYS = 90
 _END = text("SELECT result FROM end_inferences(cast(:batch AS jsonb))")
 
 
@@ -202,11 +227,14 @@ async def close_letter(
     A kept call has its failure as its result, and gives its idempotency key back. `state` is
     `DISCARDED` or `EXPIRED`. False where the letter does not wait any more. The caller commits.
     """
+    # looked for before anything is locked: the agent's other calls need the wallet meanwhile
+    found = await _dead_call(session, inference_id)
     await _lock_wallet(session, inference_id)
     letter = await resolve_letter(session, inference_id, state, actor)
     if letter is None:
         return False
-    found = (await session.execute(_CALL, {"id": inference_id})).mappings().one_or_none()
+    if found is None or found["attempt"] != letter.attempts:
+        found = await _dead_call(session, inference_id)  # replayed meanwhile, and dead again
     if found is not None:
         code = DeadlineExceeded.code if state is LetterState.EXPIRED else letter.error_code
         event, models = _routed_event(found), found["models"]
@@ -231,6 +259,11 @@ def given_up(inference_id: UUID, attempt: int) -> KeptResult:
     ).failure()
     body = pack_failure(failure)
     return KeptResult(Record(inference_id.bytes, attempt, RecordKind.FAIL, 0, body).pack())
+
+
+async def _dead_call(session: AsyncSession, inference_id: UUID) -> RowMapping | None:
+    """The call of a letter and its routing event; None where the call was never written."""
+    return (await session.execute(text(DEAD_CALL), {"id": inference_id})).mappings().one_or_none()
 
 
 async def _lock_wallet(session: AsyncSession, inference_id: UUID) -> None:
@@ -263,3 +296,9 @@ async def overdue_letters(session: AsyncSession, limit: int) -> list[UUID]:
         .limit(limit)
     )
     return list(await session.scalars(query))
+
+
+async def forget_letters(session: AsyncSession, most: int = 1_000) -> int:
+    """Delete letters whose calls have long been over. Returns how many. The caller commits."""
+    about = {"days": REMEMBERED_DAYS, "most": most}
+    return len((await session.execute(_FORGET, about)).all())

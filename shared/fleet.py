@@ -6,7 +6,7 @@ share one slot of a cluster:
 
     {ainfera:fleet}:workers    hash: worker id -> what it says of itself
     {ainfera:fleet}:seen       sorted set: worker ids, by when they were last heard (us)
-    {ainfera:fleet}:drain      set: ids of workers that are to drain, or `all`
+    {ainfera:fleet}:drain      set: ids of workers that are to drain, or `all` but the books
     {ainfera:fleet}:counters   hash: what all workers together ever counted
 """
 
@@ -33,6 +33,8 @@ DRAIN_KEY = "{ainfera:fleet}:drain"
 COUNTERS_KEY = "{ainfera:fleet}:counters"
 
 ALL = "all"
+# What keeps the books takes no calls: without it no hold is released and no head is signed.
+BOOKS = "books"
 BEAT_S = 0.75  # less than the second within which a worker has to have heard of a drain
 DEAD_AFTER_S = 10.0
 
@@ -40,8 +42,8 @@ DEAD_AFTER_S = 10.0
 WorkerState = Literal["running", "draining", "drained", "stopping"]
 JobState = Literal["waiting", "deferred", "leased", "lease lost", "unknown"]
 
-# KEYS: workers, seen, drain, counters. ARGV: id, what it says, patience (us), then what it
-# counted since: names and amounts. Returns 1 if it is to drain.
+# KEYS: workers, seen, drain, counters. ARGV: id, what it says, patience (us), the word besides its
+# id that means it, then what it counted since: names and amounts. Returns 1 if it is to drain.
 BEAT = (
     WHEN_FULL
     + """
@@ -53,8 +55,8 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[3]))
   redis.call('HDEL', KEYS[1], id)
   redis.call('ZREM', KEYS[2], id)
 end
-for i = 4, #ARGV, 2 do redis.call('HINCRBYFLOAT', KEYS[4], ARGV[i], ARGV[i + 1]) end
-if redis.call('SISMEMBER', KEYS[3], 'all') == 1 then return 1 end
+for i = 5, #ARGV, 2 do redis.call('HINCRBYFLOAT', KEYS[4], ARGV[i], ARGV[i + 1]) end
+if redis.call('SISMEMBER', KEYS[3], ARGV[4]) == 1 then return 1 end
 return redis.call('SISMEMBER', KEYS[3], ARGV[1])
 """
 )
@@ -91,7 +93,7 @@ class FleetStatus:
 
     `ready` is what could be claimed now (what an autoscaler scales on), `deferred` waits for
     its time, `leased` is in work. The rates and the pick-up are of the queue's own workers.
-    `drained` says that the whole fleet is told to drain.
+    `drained` says that `all` are told to drain.
     """
 
     depth: dict[str, int]
@@ -153,7 +155,13 @@ class Registry:
         amounts = [part for pair in counted.items() for part in pair]
         told = await self._beat(
             keys=[WORKERS_KEY, SEEN_KEY, DRAIN_KEY, COUNTERS_KEY],
-            args=[self._worker_id, orjson.dumps(says), int(DEAD_AFTER_S * 1e6), *amounts],
+            args=[
+                self._worker_id,
+                orjson.dumps(says),
+                int(DEAD_AFTER_S * 1e6),
+                "" if says["kind"] == BOOKS else ALL,
+                *amounts,
+            ],
         )
         return bool(told)
 
@@ -285,9 +293,10 @@ async def drain(redis: Redis, target: str, *, actor: str = "") -> list[WorkerVie
     """Tell a worker (its id, or the beginning of it) or `all` to claim nothing more.
 
     It hears within a second, finishes what it has and stays, idle, until it is resumed or
-    ended. `all` is also for workers that start later. Returns those meant; raises NoSuchWorker.
+    ended. `all` is also for workers that start later, and not for those that keep the books: they
+    take no calls, and are drained by name. Returns those meant; raises NoSuchWorker.
     """
-    meant = _meant(await list_workers(redis), target)
+    meant = to_drain(await list_workers(redis), target)
     orders: Any = redis  # redis-py types its set commands for both of its clients at once
     await orders.sadd(DRAIN_KEY, *([ALL] if target == ALL else [worker.id for worker in meant]))
     log.info("operator_act", extra={"act": "drain", "target": target, "actor": actor})
@@ -296,11 +305,11 @@ async def drain(redis: Redis, target: str, *, actor: str = "") -> list[WorkerVie
 
 async def resume(redis: Redis, target: str, *, actor: str = "") -> list[WorkerView]:
     """Take a drain back. Raises NoSuchWorker, also for one worker while all are drained."""
-    meant = _meant(await list_workers(redis), target)
+    meant = named_by(await list_workers(redis), target)
     orders: Any = redis
     if target == ALL:
         await orders.delete(DRAIN_KEY)
-    elif await orders.sismember(DRAIN_KEY, ALL):
+    elif meant[0].kind != BOOKS and await orders.sismember(DRAIN_KEY, ALL):
         raise NoSuchWorker("The whole fleet is drained: resume `all`.")
     else:
         await orders.srem(DRAIN_KEY, *[worker.id for worker in meant])
@@ -320,7 +329,14 @@ async def wait_until_drained(redis: Redis, worker_ids: Sequence[str], timeout_s:
     return False
 
 
-def _meant(workers: Sequence[WorkerView], target: str) -> list[WorkerView]:
+def to_drain(workers: Sequence[WorkerView], target: str) -> list[WorkerView]:
+    """As `named_by`, less those that `all` spares."""
+    meant = named_by(workers, target)
+    return [worker for worker in meant if target != ALL or worker.kind != BOOKS]
+
+
+def named_by(workers: Sequence[WorkerView], target: str) -> list[WorkerView]:
+    """Those whose id is `target`, or begins so, or all. Raises NoSuchWorker."""
     if target == ALL:
         return list(workers)
     exact = [worker for worker in workers if worker.id == target]

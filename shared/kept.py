@@ -37,6 +37,8 @@ ACCEPTED, DONE, DEAD = "accepted", "done", "dead"
 
 # how often, once Postgres answers: over before what was lost is first looked for
 WITHDRAWALS, WITHDRAW_EVERY_S = 10, 0.5
+# while it does not: once it does, this has to be sooner than what drives kept calls
+WITHDRAWAL_WAITS_S = 0.1
 
 _LENGTH = struct.Struct(">Q")
 
@@ -267,21 +269,24 @@ class KeptCalls:
         )
 
     def withdraw_patiently(self, envelope: Envelope) -> None:
-        """The same for a call of which Postgres has not said whether it was written."""
+        """The same while Postgres is away, or has not said whether the call was written."""
         task = asyncio.create_task(self._withdraw(envelope), name="withdraw")
         self._withdrawing.add(task)
         task.add_done_callback(self._withdrawing.discard)
 
     async def _withdraw(self, envelope: Envelope) -> None:
         """The writing may end later than a withdrawal that found nothing: look again."""
-        answered = 0
+        answered, wait_s = 0, WITHDRAW_EVERY_S
         while answered < WITHDRAWALS:
             try:
                 await self.withdraw(envelope)
                 answered += 1
+                wait_s = WITHDRAW_EVERY_S
             except (DBAPIError, *TRANSIENT):
-                log.warning("withdrawal_waits")
-            await asyncio.sleep(WITHDRAW_EVERY_S)
+                if wait_s != WITHDRAWAL_WAITS_S:
+                    log.warning("withdrawal_waits")
+                wait_s = WITHDRAWAL_WAITS_S
+            await asyncio.sleep(wait_s)
 
     async def aclose(self) -> None:
         for task in self._withdrawing:

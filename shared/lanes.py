@@ -40,7 +40,7 @@ DRAINED_AFTER_S = 2  # a worker is heard from every second, drained or not
 WHEN_FULL = "#!lua flags=allow-oom\n"
 CLASS_SPAN = 3_000_000_000_000_000  # microseconds; a class's scores do not reach the next's
 
-_NOW = f"""
+NOW = f"""
 local SPAN = {CLASS_SPAN}
 local q = KEYS[1]
 local time = redis.call('TIME')
@@ -52,7 +52,7 @@ local function in_class(lane, us) return lane:sub(1, 1) * SPAN + us end
 """
 
 # A lane is among the turns exactly while it has jobs.
-_WAIT = """
+WAIT = """
 local function ring(bell)
   if redis.call('LLEN', bell) == 0 then redis.call('LPUSH', bell, 1) end
 end
@@ -71,7 +71,7 @@ end
 # KEYS: queue. ARGV: a fresh id, what is asked of the key's limits. For what counts as a request and
 # is no call: there never is a job of this id.
 ADMIT_ALONE = (
-    _NOW
+    NOW
     + ADMIT
     + """
 local told = admit(ARGV[1], ARGV[2], 1)
@@ -84,6 +84,7 @@ return told
 # jobs, longest wait (us), most jobs in a lane, longest silence of the workers (us), how long ago
 # the call was accepted (us), and what it asks of its key's limits, if the key has any; then the
 # answer's last part is where the key stands.
+# Only jobs of the same class and of those that go first count as waiting.
 # Interactive jobs are refused where no worker has been there for so long; sooner, where one says
 # that it is drained and no other has been there since. Where nobody knows, the time begins with
 # the first job: a worker may be about to start.
@@ -91,8 +92,8 @@ return told
 # has waited too long for it, for so long would a newcomer wait: a tenant with a long queue of
 # its own refuses nobody else.
 ENQUEUE = (
-    _NOW
-    + _WAIT
+    NOW
+    + WAIT
     + ADMIT
     + f"""
 local WINDOW, DRAINED = {WINDOW_S} * 1000000, {DRAINED_AFTER_S} * 1000000
@@ -109,11 +110,13 @@ local function since(key)  -- how long the first interactive one waits
   local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]
   return first and tonumber(first) < SPAN and math.max(0, now - tonumber(first)) or 0
 end
-local depth, oldest = redis.call('ZCARD', q .. ':waiting'), 0
+-- what is claimed after this job keeps nobody from it
+local after = '(' .. string.format('%.0f', (lane:sub(1, 1) + 1) * SPAN)
+local depth, oldest = redis.call('ZCOUNT', q .. ':waiting', '-inf', after), 0
 if depth > 0 then oldest = since(q .. ':waiting') end
 local function refuse(result, in_lane)
   if redis.call('EXISTS', job_key(id)) == 1 then return {'EXISTS', depth, oldest} end
-  local lanes = redis.call('ZCARD', q .. ':turns')
+  local lanes = redis.call('ZCOUNT', q .. ':turns', '-inf', after)
   return {result, depth, oldest, in_lane, lanes, math.floor(rate())}
 end
 if ARGV[7] == '1' and lane:sub(1, 1) == '0' then
@@ -162,8 +165,8 @@ return {'QUEUED', depth + 1, oldest, standing}
 # this worker. Returns the claims, and 1 if a lane gave its turn away.
 CLAIM = (
     WHEN_FULL
-    + _NOW
-    + _WAIT
+    + NOW
+    + WAIT
     + f"local WINDOW = {WINDOW_S} * 1000000\n"
     + """
 local limit, foreign, turns = tonumber(ARGV[1]), ARGV[4], q .. ':turns'
@@ -223,6 +226,7 @@ local function take(lane)
   end
   local try = kept[2] + 1
   redis.call('HSET', job_key(id), 'try', try, 'owner', ARGV[3] .. ':' .. try)
+  for _, key in ipairs({job_key(id), payload_key(id)}) do redis.call('PEXPIRE', key, ARGV[6]) end
   redis.call('ZADD', KEYS[2], now + ARGV[2], id)
   local payload = redis.call('GET', payload_key(id))
   local waited, age, stop, back = now - kept[3], now - kept[4], kept[5] or '', kept[6] or ''
@@ -268,7 +272,7 @@ return {claimed, #passed > 0 and 1 or 0}
 # caller still owns; returns what it has lost, as <id>:<try>.
 RENEW = (
     WHEN_FULL
-    + _NOW
+    + NOW
     + """
 local lost = {}
 for i = 3, #ARGV, 2 do
@@ -282,48 +286,9 @@ return lost
 """
 )
 
-# KEYS: queue. ARGV: id. Notes at a job, if there is one, that it shall stop.
-STOP = (
-    WHEN_FULL
-    + _NOW
-    + """
-if redis.call('EXISTS', job_key(ARGV[1])) == 0 then return 0 end
-redis.call('HSETNX', job_key(ARGV[1]), 'stop', 1)
-return 1
-"""
-)
-
-# KEYS: queue. ARGV: ids of interactive jobs that have waited too long to be begun. Those that
-# nobody works on will not be: whoever claims one has only to close it, after all other work.
-# Returns for each: NOT_STARTED; LOST, its worker was lost before; BEGUN; GONE, there is no job.
-GIVE_UP = (
-    WHEN_FULL
-    + _NOW
-    + _WAIT
-    + """
-local function give_up(id)
-  local job = redis.call('HMGET', job_key(id), 'lane', 'owner', 'try')
-  local lane, held = job[1], job[2] and job[2] ~= ''
-  if not lane then return 'GONE' end
-  if held and tonumber(redis.call('ZSCORE', q .. ':lease', id) or 0) > now then return 'BEGUN' end
-  redis.call('HSETNX', job_key(id), 'stop', 'late')
-  if redis.call('LREM', lane_key(lane), 1, id) == 1 then
-    if redis.call('EXISTS', lane_key(lane)) == 0 then redis.call('ZREM', q .. ':turns', lane) end
-    lane = '2' .. lane:sub(2)
-    redis.call('HSET', job_key(id), 'lane', lane)
-    wait_in(lane, id, 'RPUSH')
-  end
-  return tonumber(job[3]) == 0 and 'NOT_STARTED' or 'LOST'
-end
-local said = {}
-for i, id in ipairs(ARGV) do said[i] = give_up(id) end
-return said
-"""
-)
-
 # KEYS: queue. ARGV: `seen` or `drained`. A worker was here just now, which claims nothing because
 # it is full, or drained; who claims is seen by that.
-SERVE = WHEN_FULL + _NOW + "redis.call('HSET', q .. ':served', ARGV[1], now)\n"
+SERVE = WHEN_FULL + NOW + "redis.call('HSET', q .. ':served', ARGV[1], now)\n"
 
 DONE, DONE_KEEP, HANDED_BACK = -1, -2, -3
 
@@ -334,8 +299,8 @@ DONE, DONE_KEEP, HANDED_BACK = -1, -2, -3
 # was handed back; more is when it is due again.
 FINISH = (
     WHEN_FULL
-    + _NOW
-    + _WAIT
+    + NOW
+    + WAIT
     + RELEASE
     + """
 local ended, foreign = 0, ARGV[2]

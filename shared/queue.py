@@ -23,15 +23,16 @@ from shared.domain.counting import counted
 from shared.domain.inference import Dialect
 from shared.errors import AinferaError, Draining, Overloaded, RateLimited
 from shared.ids import mint_id
-from shared.lanes import ADMIT_ALONE, ENQUEUE, GIVE_UP, STOP, QueueKeys
+from shared.lanes import ADMIT_ALONE, ENQUEUE, QueueKeys
 from shared.limiting import Admission, Standing
+from shared.stopping import GIVE_UP, STOP
 
 # all keys of a queue begin with its name; the braces are its hash tag, one slot of a cluster
 INFERENCE_QUEUE = "{ainfera:inference}"
 BOOKS_QUEUE = "{ainfera:books}"
 RUN_INFERENCE = "run_inference"
 
-# a job nobody claimed for so long is of no use to its caller
+# a job nobody claimed for so long is of no use to its caller; each claim begins it anew
 JOB_TTL_MS = 24 * 60 * 60 * 1000
 
 # no worker for so long: new calls are not taken in to wait for one; a restart is shorter
@@ -53,7 +54,11 @@ class Priority(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """How much may wait before calls are refused; `age_s` is for interactive calls."""
+    """How much may wait before calls are refused; `age_s` is for interactive calls.
+
+    `depth` is about calls of one's own priority and of those above it: what is claimed later
+    keeps nobody waiting.
+    """
 
     depth: int = 10_000
     age_s: float = 30.0
@@ -69,9 +74,12 @@ def queue_limits(settings: Settings) -> QueueLimits:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """What became of an enqueue. `depth` counts all jobs that wait, `oldest_age_s` is how long
-    the oldest interactive one has; `retry_after_s` is for those refused; `standing` is where a
-    key with limits stands."""
+    """What became of an enqueue.
+
+    `depth` counts the jobs that wait and go before the next one of this priority, `oldest_age_s`
+    is how long the oldest interactive one has; `retry_after_s` is for those refused; `standing` is
+    where a key with limits stands.
+    """
 
     result: Result
     depth: int

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.config import SettingsError
+from shared.config import SettingsError, read_settings
 from shared.listening import AddressError, refuse_address
 from shared.preflight import Unreachable, check_postgres, check_valkey
 from tests.conftest import MASTER_KEY
@@ -123,3 +123,24 @@ def test_every_form_of_a_host_can_be_listened_on() -> None:
 def test_a_port_for_root_alone_is_told_as_such() -> None:
     with pytest.raises(AddressError, match="PORT=8080"):
         refuse_address("127.0.0.1", 1)
+
+
+@pytest.mark.parametrize(
+    ("told", "good"),
+    [
+        ({"IDLE_DEADLINE_SECONDS": "300.5"}, False),  # the default of the other one is too short
+        ({"HOLD_TTL_SECONDS": "359"}, False),
+        ({"HOLD_TTL_SECONDS": "360"}, True),
+        ({"HOLD_TTL_SECONDS": "6", "IDLE_DEADLINE_SECONDS": "2"}, True),
+    ],
+)
+def test_a_hold_outlives_the_silence_of_a_provider(
+    told: dict[str, str], good: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    if good:
+        read_settings()
+        return
+    with pytest.raises(SettingsError, match=r"HOLD_TTL_SECONDS: .*IDLE_DEADLINE_SECONDS"):
+        read_settings()

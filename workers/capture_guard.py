@@ -13,7 +13,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from shared.db import Connection
-from workers.sweep import BooksDeps, put_off
+from workers.rounds import put_off, round_connection
+from workers.sweep import BooksDeps
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +67,13 @@ class Looked:
 async def guard_captures(ctx: Mapping[str, Any]) -> Looked:
     """One round of the books worker."""
     deps: BooksDeps = ctx["deps"]
-    connection = await deps.db.connect_raw()
-    try:
-        async with connection.transaction():
-            return await look_on(connection)
-    finally:
-        await connection.close()
+    async with round_connection(deps.db) as connection:
+        # not rolled back by a statement, for which a server that stands still would be waited for
+        transaction = connection.transaction()
+        await transaction.start()
+        looked = await look_on(connection)
+        await transaction.commit()
+        return looked
 
 
 async def look_on(connection: Connection, lag: timedelta = LAG) -> Looked:

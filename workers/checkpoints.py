@@ -43,6 +43,7 @@ from shared.domain.merkle import EMPTY_ROOT, Place, cover, fold, grow, leaf_hash
 from shared.log_key import LogKey, check_signature, log_key
 from shared.metrics import AUDIT_EXPORT_FAILURES, AUDIT_SIGNING_REFUSED
 from workers.exports import Export, ExportDiffers, ExportFailed
+from workers.rounds import CutOff
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,9 @@ EXPORTED_AT_ONCE = 500
 # event of the last seconds, which costs nothing while nothing happens.
 ROUNDS_TO_ALL = 12
 RECENT_S = 15.0
+# Whatever a round does in one transaction is done by then: a server that stands still, or is gone
+# without a word, would have it, and its turn, for as long as the network takes to notice.
+PATIENCE_S = 60.0
 
 _TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(:key)")
 _TAKE = """
@@ -128,7 +132,7 @@ class Checkpointer:
 
     def __init__(self, settings: Settings, db: Database, exports: Sequence[Export]) -> None:
         self._settings = settings
-        self._db = db
+        self._sessions = CutOff(db)
         self._exports = exports
         self._key: LogKey | None = None
         self._signed: str | None = None
@@ -169,7 +173,7 @@ class Checkpointer:
     # -- one checkpoint -------------------------------------------------------------------
 
     async def _append(self, signed_before: Sequence[str | None]) -> int:
-        async with self._db.everyone() as s:
+        async with self._sessions.session(PATIENCE_S) as s:
             if not await s.scalar(_TRY_LOCK, {"key": LOG_LOCK}):
                 return 0
             key = self._key or await log_key(s, self._settings)
@@ -219,7 +223,7 @@ class Checkpointer:
             .limit(EXPORTED_AT_ONCE)
         )
         while True:
-            async with self._db.everyone() as s:
+            async with self._sessions.session(PATIENCE_S) as s:
                 rows = (await s.scalars(query.where(col(AuditCheckpointRow.size) > size))).all()
             if not rows:
                 return

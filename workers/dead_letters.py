@@ -14,7 +14,7 @@ from uuid import UUID
 
 from redis.exceptions import RedisError
 
-from shared.dead_letters import close_letter, overdue_letters
+from shared.dead_letters import close_letter, forget_letters, overdue_letters
 from shared.domain.attempts import LetterState
 from shared.domain.inference import ROUTING_TARGET, Failure
 from shared.kept import KeptResult
@@ -23,7 +23,8 @@ from shared.queue import Envelope
 from shared.replays import enqueue_replay, forget_requests, not_begun
 from shared.stream import Record, RecordKind, pack_failure
 from workers.deps import Deps
-from workers.sweep import BooksDeps, put_off
+from workers.rounds import put_off
+from workers.sweep import BooksDeps
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,10 @@ async def bury(remains: Remains, cause: Cause, told: Failure, deps: Deps) -> Non
 
 @put_off
 async def tend_dead_letters(ctx: Mapping[str, Any]) -> dict[str, int]:
-    """The books' round: expire what nobody cared for, queue lost replays again, forget requests."""
+    """The books' round: expire what nobody cared for, queue lost replays again, forget the rest.
+
+    `forgotten` are requests of calls that are over, `cleared` whole letters, long after that.
+    """
     deps: BooksDeps = ctx["deps"]
     done = {
         "expired": await _expire(deps),
@@ -131,6 +135,7 @@ async def tend_dead_letters(ctx: Mapping[str, Any]) -> dict[str, int]:
     }
     async with deps.db.everyone() as session:
         done["forgotten"] = await forget_requests(session)
+        done["cleared"] = await forget_letters(session)
         await session.commit()
     if any(done.values()):
         log.info("dead_letters_tended", extra=done)

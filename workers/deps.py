@@ -62,6 +62,10 @@ class Cancellations:
         task.cancel()
         return True
 
+    def forget(self, inference_id: str) -> None:
+        """The call begins once more: an order that was given before is about it no longer."""
+        self._cancelled.pop(inference_id, None)
+
     def was_cancelled(self, inference_id: str) -> bool:
         """Whether a cancellation came from the client, not from a shutdown or a lost lease."""
         return inference_id in self._cancelled

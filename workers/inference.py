@@ -61,8 +61,6 @@ async def run_inference(ctx: Mapping[str, Any], inference_id: str) -> None:
         log.warning("payload_missing", extra={"inference_id": inference_id})
         return
     bind_inference(inference_id)
-    if ctx.get("stop"):  # the order was given when perhaps nobody was there to hear it
-        deps.cancellations.cancel(inference_id)
     remains = Remains(
         UUID(inference_id),
         ctx["job_try"],
@@ -76,6 +74,10 @@ async def run_inference(ctx: Mapping[str, Any], inference_id: str) -> None:
         await bury(remains, UNREADABLE, broken_inside(), deps)
         return
     bind_trace(envelope.trace_id)
+    if envelope.tried:  # it died since; what was ordered for its replay stands at its new job
+        deps.cancellations.forget(inference_id)
+    if ctx.get("stop"):  # the order was given when perhaps nobody was there to hear it
+        deps.cancellations.cancel(inference_id)
     remains = replace(remains, envelope=envelope)
     if len(remains.lost) >= MAX_ATTEMPTS:  # not parsed: that may be what kills
         remains.tell(set_aside(), deps)

@@ -14,10 +14,11 @@ from uuid import UUID
 import asyncpg
 
 from shared.control import CANCEL, give_order
-from shared.db import CALL_TIMEOUT_S, Connection
+from shared.db import Connection
 from shared.keys import SealBroken
 from shared.queue import Priority
-from workers.sweep import BooksDeps, put_off
+from workers.rounds import put_off, round_connection
+from workers.sweep import BooksDeps
 
 log = logging.getLogger(__name__)
 
@@ -66,11 +67,8 @@ DELETE FROM kept_calls WHERE inference_id IN (
 async def drive_kept_calls(ctx: Mapping[str, Any]) -> int:
     """Enqueue every kept call that has fallen out of the queue. Returns how many."""
     deps: BooksDeps = ctx["deps"]
-    connection = await deps.db.connect_raw()
-    try:
+    async with round_connection(deps.db) as connection:
         driven = await _round(connection, deps)
-    finally:
-        connection.terminate()  # without the goodbye that a server which stands still never hears
     if driven:
         log.warning("kept_calls_driven", extra={"driven": driven})
     return driven
@@ -79,9 +77,9 @@ async def drive_kept_calls(ctx: Mapping[str, Any]) -> int:
 async def _round(connection: Connection, deps: BooksDeps) -> int:
     after, driven, ends_at = UUID(int=0), 0, time.monotonic() + ROUND_S
     patience_s = deps.settings.redrive_after_s
-    await connection.execute(_CLOSE, timeout=CALL_TIMEOUT_S)
+    await connection.execute(_CLOSE)
     while time.monotonic() < ends_at:
-        page = await connection.fetch(_OPEN, after, patience_s, PAGE, timeout=CALL_TIMEOUT_S)
+        page = await connection.fetch(_OPEN, after, patience_s, PAGE)
         if not page:
             break
         driven += await _drive(connection, page, deps)
@@ -124,17 +122,14 @@ async def _enqueue(connection: Connection, inference_id: UUID, deps: BooksDeps) 
 async def forget_kept_calls(ctx: Mapping[str, Any]) -> int:
     """Delete what has been kept for its time. Returns how many calls."""
     deps: BooksDeps = ctx["deps"]
-    connection = await deps.db.connect_raw()
     forgotten = 0
-    try:
+    async with round_connection(deps.db) as connection:
         while True:
             status = await connection.execute(_FORGET, FORGET_LIMIT)
             deleted = int(status.rpartition(" ")[2])
             forgotten += deleted
             if deleted < FORGET_LIMIT:
                 break
-    finally:
-        await connection.close()
     if forgotten:
         log.info("kept_calls_forgotten", extra={"calls": forgotten})
     return forgotten

@@ -4,7 +4,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from workers.sweep import BooksDeps, put_off
+from workers.rounds import put_off
+from workers.sweep import BooksDeps
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ import orjson
 from shared.config import Settings
 from shared.db import Connection
 from shared.domain.learning import Estimate, Tally, Terms, estimates, snapshot_hash
-from workers.sweep import BooksDeps, put_off
+from workers.rounds import put_off, round_connection
+from workers.sweep import BooksDeps
 
 log = logging.getLogger(__name__)
 
@@ -67,11 +68,8 @@ async def snapshot(connection: Connection, terms: Terms) -> tuple[int | None, li
 async def estimate_qualities(ctx: Mapping[str, Any]) -> int | None:
     """Keep a new snapshot of the estimates if they have changed. Returns its version."""
     deps: BooksDeps = ctx["deps"]
-    connection = await deps.db.connect_raw()
-    try:
+    async with round_connection(deps.db) as connection:
         version, found = await snapshot(connection, terms_of(deps.settings))
-    finally:
-        await connection.close()
     if version is not None:
         supported = sum(each.supported for each in found)
         log.info("qualities_estimated", extra={"version": version, "supported": supported})

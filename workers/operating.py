@@ -98,7 +98,8 @@ def drain_command(
     """Tell a worker, or all of them, to claim nothing more.
 
     It hears within a second, finishes what it has in flight, and stays, idle, until `fleet
-    resume` or its end. `all` holds for workers that start later, too.
+    resume` or its end. `all` holds for workers that start later, too, and spares the books worker,
+    which takes no calls: name its id to drain it.
 
     Example: fleet drain all --wait --yes
     """
@@ -220,7 +221,10 @@ def status_view(now: FleetStatus) -> RenderableType:
     )
     parts: list[RenderableType] = [queue, Text(), figures, Text()]
     if now.drained:
-        parts += [Text("The whole fleet is told to drain: `fleet resume` lets it go on."), Text()]
+        parts += [
+            Text("All but the books are told to drain: `fleet resume` lets them go on."),
+            Text(),
+        ]
     return Group(*parts, workers_view(now.workers))
 
 

@@ -26,7 +26,7 @@ from shared.replay_stream import ASKED, RECORDS, asked_key, replay_key
 from shared.stream import Record, RecordKind, unpack_records
 from workers.answer import WORDS
 from workers.judging import Judge
-from workers.sweep import put_off
+from workers.rounds import put_off, round_connection
 
 # An end is told right after the outcome is written; whose answer is not there by then, is gone.
 PATIENCE = timedelta(seconds=30)
@@ -106,13 +106,10 @@ class Rewards:
             return 0
         async with self._busy:
             self._hard.clear()
-            connection = await self._db.connect_raw()
-            try:
+            async with round_connection(self._db) as connection:
                 begun = await connection.fetchrow(_SINCE, BEFORE_LAST, FURTHEST)
                 assert begun is not None
                 return await self._walk(connection, self._since or begun["since"], begun["now"])
-            finally:
-                await connection.close()
 
     async def _walk(self, connection: Connection, since: datetime, now: datetime) -> int:
         written, at, after, slice_ = 0, since, UUID(int=0), SLICE

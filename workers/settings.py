@@ -196,7 +196,7 @@ def books_worker(settings: Settings) -> FleetWorker:
             cron(estimate_qualities, minute={7}, run_at_startup=True, keep_result=0),
             cron(guard_captures, second={25}, run_at_startup=True, keep_result=0),
             cron(forget_old_quotes, minute=set(range(0, 60, 5)), keep_result=0),
-            cron(expire_grants, minute={0, 15, 30, 45}, run_at_startup=True, keep_result=0),
+            cron(expire_grants, minute=set(range(60)), run_at_startup=True, keep_result=0),
         ],
         kind="books",
         on_startup=startup,

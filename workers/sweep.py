@@ -1,51 +1,55 @@
 """The books worker's rounds: close what nobody will finish, sign what was witnessed, end grants."""
 
+import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
-from functools import wraps
-from typing import Any, TypeVar, cast
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
 
+import asyncpg
 import orjson
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
-from sqlalchemy.exc import InterfaceError, OperationalError
 
 from shared.config import Settings
-from shared.db import TRANSIENT, Database
+from shared.db import Connection, Database
 from shared.domain.closing import closing_item
 from shared.errors import DeadlineExceeded
 from shared.kept import KeptCalls, KeptResult
 from shared.queue import InferenceQueue
+from shared.routed_events import newest_routed_event
 from shared.stream import Record, RecordKind, pack_failure
 from workers.call import Outcome
 from workers.checkpoints import Checkpointer
 from workers.ledger import Ledger
+from workers.rounds import put_off, round_connection
 
 log = logging.getLogger(__name__)
 
-SWEEP_LIMIT = 100
-R = TypeVar("R", bound=Callable[..., Coroutine[Any, Any, Any]])
+# As many as four of the settler's batches; what a round does not reach the next one does.
+SWEEP_PAGE = 128
+ROUND_S = 10.0
+# in one transaction, each with its wallet locked
+GRANTS_PAGE = 500
 
 LOST = DeadlineExceeded("The call was lost and its hold has run out.").failure()
 
 # A hold outlives every deadline of its call, so one that has run out belongs to nobody. A call that
 # was replayed was routed more than once: the newest decision counts.
-EXPIRED_HOLDS = """
-SELECT i.id, i.tenant_id, i.agent_id, i.attempt, i.routed, i.dialect, i.model, e.payload,
-       k.inference_id IS NOT NULL AS kept, c.models
+EXPIRED_HOLDS = f"""
+SELECT i.id, i.tenant_id, i.agent_id, i.attempt, i.routed, i.dialect, i.model, i.hold_expires_at,
+       e.payload, k.inference_id IS NOT NULL AS kept, c.models
   FROM inferences i
-  LEFT JOIN LATERAL (
-    SELECT a.payload FROM audit_events a
-     WHERE a.agent_id = i.agent_id AND a.event_type = 'inference.routed'
-       AND a.created_at >= i.created_at - interval '1 minute'
-       AND a.payload::jsonb ->> 'inference_id' = i.id::text
-     ORDER BY a.seq DESC LIMIT 1) e ON true
-  LEFT JOIN catalog_snapshots c ON c.hash = e.payload::jsonb #>> '{decision,catalog_hash}'
+  LEFT JOIN dead_letters d ON d.inference_id = i.id
+{newest_routed_event("CASE WHEN d.inference_id IS NOT NULL THEN i.hold_expires_at END")}
+  LEFT JOIN catalog_snapshots c ON c.hash = e.payload::jsonb #>> '{{decision,catalog_hash}}'
   LEFT JOIN kept_calls k ON k.inference_id = i.id AND k.state = 'accepted'
  WHERE i.state = 'held' AND i.hold_expires_at < now()
- ORDER BY i.hold_expires_at
- LIMIT $1
+   AND (i.hold_expires_at, i.id) > ($1, $2)
+ ORDER BY i.hold_expires_at, i.id
+ LIMIT $3
 """
 
 
@@ -58,42 +62,51 @@ class BooksDeps:
     queue: InferenceQueue
     redis: Redis
     checkpointer: Checkpointer | None = None
-
-
-def put_off(round_: R) -> R:
-    """A round that waits for its next turn while a store is away: that is no bug of ours."""
-
-    @wraps(round_)
-    async def around(ctx: Mapping[str, Any]) -> Any:
-        try:
-            return await round_(ctx)
-        except (RedisError, OperationalError, InterfaceError, *TRANSIENT) as away:
-            # the words of a database may be those of a row: its kind must do
-            about = {"round": round_.__name__, "error": type(away).__name__}
-            log.warning("round_put_off", extra=about)
-            return None
-
-    return cast(R, around)
+    sweeping: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 @put_off
 async def release_expired_holds(ctx: Mapping[str, Any]) -> int:
-    """Settle calls whose worker is gone for good: expired, nothing charged. Returns how many."""
+    """Settle calls whose worker is gone for good: expired, nothing charged. Returns how many.
+
+    None are settled while another round is under way here.
+    """
     deps: BooksDeps = ctx["deps"]
-    connection = await deps.db.connect_raw()
+    if deps.sweeping.locked():
+        return 0
+    async with deps.sweeping, round_connection(deps.db) as connection:
+        return await _sweep(connection, deps)
+
+
+async def _sweep(connection: Connection, deps: BooksDeps) -> int:
+    """Page by page, so that one that cannot be settled stands in nobody's way."""
+    swept, after, ends_at = 0, (datetime.min.replace(tzinfo=UTC), UUID(int=0)), ROUND_S
+    ends_at += time.monotonic()
+    while time.monotonic() < ends_at:
+        page = await connection.fetch(EXPIRED_HOLDS, *after, SWEEP_PAGE)
+        # side by side they share the commits of the settler's batches
+        swept += sum(await asyncio.gather(*[_release(row, deps) for row in page]))
+        if len(page) < SWEEP_PAGE:
+            break
+        after = page[-1]["hold_expires_at"], page[-1]["id"]
+    return swept
+
+
+async def _release(row: asyncpg.Record, deps: BooksDeps) -> bool:
+    routed_event = orjson.loads(row["payload"]) if row["payload"] else {}
+    models = orjson.loads(row["models"]) if row["models"] else None
+    item = closing_item(dict(row), routed_event, Outcome.EXPIRED.value, LOST.code, models)
+    if row["kept"]:
+        item["kept"] = deps.kept.settlement(row["id"], Outcome.EXPIRED, lost(dict(row)))
+    about = {"inference_id": str(row["id"])}
     try:
-        rows = await connection.fetch(EXPIRED_HOLDS, SWEEP_LIMIT)
-    finally:
-        await connection.close()
-    for row in rows:
-        routed_event = orjson.loads(row["payload"]) if row["payload"] else {}
-        models = orjson.loads(row["models"]) if row["models"] else None
-        item = closing_item(dict(row), routed_event, Outcome.EXPIRED.value, LOST.code, models)
-        if row["kept"]:
-            item["kept"] = deps.kept.settlement(row["id"], Outcome.EXPIRED, lost(dict(row)))
         result = await deps.ledger.settle(item)
-        log.warning("hold_expired", extra={"inference_id": str(row["id"]), "result": result})
-    return len(rows)
+    except asyncpg.PostgresError as refused:
+        # of this one call: the others are not held up by it
+        log.error("hold_not_released", extra={**about, "error": type(refused).__name__})
+        return False
+    log.warning("hold_expired", extra={**about, "result": result})
+    return True
 
 
 def lost(row: Mapping[str, Any]) -> KeptResult:
@@ -113,11 +126,15 @@ async def sign_checkpoint(ctx: Mapping[str, Any]) -> int:
 async def expire_grants(ctx: Mapping[str, Any]) -> int:
     """Take back what is left of preview grants that have ended. Returns how many ended."""
     deps: BooksDeps = ctx["deps"]
-    connection = await deps.db.connect_raw()
-    try:
-        ended: int = await connection.fetchval("SELECT count(*) FROM expire_grants()")
-    finally:
-        await connection.close()
+    ended, ends_at = 0, time.monotonic() + ROUND_S
+    async with round_connection(deps.db) as connection:
+        while time.monotonic() < ends_at:
+            some: int = await connection.fetchval(
+                "SELECT count(*) FROM expire_grants($1)", GRANTS_PAGE
+            )
+            ended += some
+            if not some:
+                break
     if ended:
         log.info("grants_ended", extra={"grants": ended})
     return ended

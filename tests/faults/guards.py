@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults import guards_of_ingress, guards_of_workers
+from tests.faults import guards_of_books, guards_of_ingress, guards_of_workers
 from tests.faults.guard import ROOT, Guard
 from tests.faults.promises import BROKEN
 
@@ -24,7 +24,7 @@ LEFT_OUT = shutil.ignore_patterns(
 )
 PATIENCE_S = 240.0
 
-GUARDS = (*guards_of_workers.GUARDS, *guards_of_ingress.GUARDS)
+GUARDS = (*guards_of_workers.GUARDS, *guards_of_ingress.GUARDS, *guards_of_books.GUARDS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,14 @@ GUARDS = (
     Guard(
         "what Postgres did not confirm is withdrawn",
         "ingress/kept.py",
-        (("        deps.kept.withdraw_patiently(envelope)\n", ""),),
+        (("        deps.kept.withdraw_patiently(envelope)\n        raise", "        raise"),),
         ("tests/ingress/test_kept.py", "-k", "says_nothing"),
+    ),
+    Guard(
+        "what was refused is withdrawn, also later",
+        "ingress/kept.py",
+        (("        deps.kept.withdraw_patiently(envelope)\n        if", "        if"),),
+        ("tests/ingress/test_kept.py", "-k", "taken_back"),
     ),
     Guard(
         "another request with a known key is a conflict",

@@ -12,6 +12,7 @@ from redis.exceptions import ConnectionError as RedisAway
 from ingress.deps import Deps
 from shared.domain.inference import Dialect
 from shared.ids import mint_id
+from shared.kept import KeptCalls
 from shared.queue import Envelope, InferenceQueue, Priority
 from tests.ingress.conftest import OpenApp, SignUp
 
@@ -74,6 +75,39 @@ async def test_what_the_queue_has_no_room_for_is_not_kept(
     assert answer.status_code == status, answer.text
     assert int(answer.headers["retry-after"]) >= 1
     assert await states(database_url, new["agent_id"]) == []
+
+
+@pytest.mark.parametrize("kept", [KEYED, IN_BACKGROUND])
+async def test_what_was_refused_is_taken_back_once_postgres_is_there_again(
+    open_app: OpenApp,
+    sign_up: SignUp,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    kept: Kept,
+) -> None:
+    """Else it would be driven, and charged, after its client was told to ask again."""
+    new = await sign_up()
+    more, headers = kept
+    real, tries = KeptCalls.withdraw, 0
+
+    async def away_at_first(self: KeptCalls, envelope: Envelope) -> None:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise ConnectionRefusedError
+        await real(self, envelope)
+
+    monkeypatch.setattr(KeptCalls, "withdraw", away_at_first)
+    monkeypatch.setattr("shared.kept.WITHDRAW_EVERY_S", 0.01)
+    async with open_app(max_tenant_queue=1) as (client, deps):
+        await wait_in_line(deps, new, Priority(int("background" in more)))
+        answer = await client.post(
+            "/v1/inference", json={**BODY, **more}, headers={**new["auth"], **headers}
+        )
+        assert answer.status_code == 429, "why it was refused, not why it could not be taken back"
+        async with asyncio.timeout(10):
+            while await states(database_url, new["agent_id"]):
+                await asyncio.sleep(0.01)
 
 
 async def test_a_background_call_is_accepted_while_the_queue_is_away(

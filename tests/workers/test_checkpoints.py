@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared.audit_log import consistency_proof, inclusion_proof, leaf_of, newest_checkpoint
 from shared.config import Settings
-from shared.db import APP_ROLE, Connection, Database, connect
+from shared.db import APP_ROLE, TRANSIENT, Connection, Database, connect
 from shared.domain.checkpoint import entry, open_note
 from shared.domain.merkle import leaf_hash, verify_consistency, verify_inclusion
 from shared.keys import SealBroken
@@ -450,3 +450,27 @@ async def test_the_key_is_made_once(settings: Settings, db: Database) -> None:
 
     keys = await asyncio.gather(*(key() for _ in range(4)))
     assert len({str(each.verifier) for each in keys}) == 1
+
+
+async def test_a_round_that_is_not_answered_lets_go_of_its_turn(
+    app: Connection,
+    checkpointer: Checkpointer,
+    agent: Agent,
+    owner_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As after a failover whose old server says nothing any more, not even that it is gone."""
+    await checkpointer.round()
+    monkeypatch.setattr(checkpoints, "PATIENCE_S", 0.2)
+    owner = await connect(owner_url, None, "test")
+    transaction = owner.transaction()
+    await transaction.start()
+    await owner.execute("LOCK TABLE audit_leaves IN ACCESS EXCLUSIVE MODE")
+    async with asyncio.timeout(20):
+        with pytest.raises((DBAPIError, *TRANSIENT)):
+            await checkpointer.round()
+    await transaction.rollback()
+    await owner.close()
+    monkeypatch.undo()
+    await witness(app, agent)
+    assert await checkpointer.round() == 1

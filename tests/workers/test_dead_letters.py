@@ -342,6 +342,29 @@ async def test_a_letter_that_nobody_cares_for_expires(
     assert await replay(books, overdue) is ReplayRefusal.NOT_DEAD
 
 
+async def test_letters_that_are_long_over_are_forgotten(
+    db: Connection, books: dict[str, Any]
+) -> None:
+    agent = await new_agent(db)
+    over, lately, replayed, waiting = [await a_dead_call(db, books, agent) for _ in range(4)]
+    assert await close(books, over, LetterState.DISCARDED)
+    assert await close(books, lately, LetterState.DISCARDED)
+    assert isinstance(await replay(books, replayed), Replay)
+    past = "UPDATE dead_letters SET {0} = {0} - interval '91 days' WHERE inference_id = ANY ($1)"
+    await db.execute(past.format("resolved_at"), [over, replayed])
+    await db.execute(past.format("died_at"), [over, replayed, waiting])
+    assert (await tend_dead_letters(books))["cleared"] == 1
+    left = await db.fetch(
+        "SELECT inference_id FROM dead_letters WHERE agent_id = $1", UUID(agent.agent_id)
+    )
+    assert {row["inference_id"] for row in left} == {lately, replayed, waiting}
+    assert await acts_on(db, over) == ["dead_letter.discard"], "what was done is kept for good"
+    assert await captures(db, over) == ["failed_provider"]
+    await results(db, "open_inferences", hold(agent, "1", str(replayed), attempt=5))
+    await results(db, "settle_inferences", ending(agent, str(replayed), "0", attempt=5))
+    assert (await tend_dead_letters(books))["cleared"] == 1, "its call is over now"
+
+
 async def test_who_ends_a_call_waits_for_the_wallet_before_the_letter(
     db: Connection, books: dict[str, Any]
 ) -> None:

@@ -25,7 +25,7 @@ from shared.fleet import (
     wait_until_drained,
 )
 from shared.ids import mint_id
-from shared.queue import INFERENCE_QUEUE, InferenceQueue, Priority
+from shared.queue import BOOKS_QUEUE, INFERENCE_QUEUE, InferenceQueue, Priority
 from tests.workers.running import Running, envelope, until
 from workers import fleet
 from workers.presence import Presence
@@ -171,6 +171,26 @@ async def test_all_holds_for_workers_that_start_later(redis: Redis, redis_url: s
     gate.open.set()
     await running.stop()
     assert not await redis.exists(DRAIN_KEY)
+
+
+async def test_all_spares_the_books_unless_they_are_named(redis: Redis) -> None:
+    caller, books = Presence("inference", INFERENCE_QUEUE), Presence("books", BOOKS_QUEUE)
+    for each in (caller, books):
+        each.open(redis)
+        await each.beat("running", 0, 1)
+
+    async def told() -> tuple[bool, bool]:
+        return await caller.beat("running", 0, 1), await books.beat("running", 0, 1)
+
+    assert [each.id for each in await drain(redis, ALL)] == [caller.worker_id]
+    assert await told() == (True, False), "holds are released, replays driven, heads signed"
+    assert [each.id for each in await drain(redis, books.worker_id)] == [books.worker_id]
+    assert await told() == (True, True)
+    await resume(redis, books.worker_id)
+    assert await told() == (True, False)
+    await drain(redis, books.worker_id)
+    assert {each.id for each in await resume(redis, ALL)} == {caller.worker_id, books.worker_id}
+    assert await told() == (False, False)
 
 
 async def test_only_workers_that_are_alive_can_be_meant(redis: Redis, redis_url: str) -> None:

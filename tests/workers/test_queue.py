@@ -298,6 +298,17 @@ async def test_holding_tells_waiting_and_leased_from_ended_and_unknown(
     assert await queue.holding([]) == set()
 
 
+async def test_a_claim_begins_the_time_that_a_job_is_kept_anew(
+    queue: InferenceQueue, redis: Redis, claimer: Claimer
+) -> None:
+    (late,) = await put(queue, "A", BACKGROUND)
+    for key in (KEYS.job(late), KEYS.payload(late)):
+        await redis.pexpire(key, 60_000)
+    await claimer.claim()
+    for key in (KEYS.job(late), KEYS.payload(late)):
+        assert await redis.pttl(key) > JOB_TTL_MS / 2, "it would be gone in the middle of its run"
+
+
 async def test_a_job_whose_request_is_gone_is_dropped(
     queue: InferenceQueue, redis: Redis, claimer: Claimer
 ) -> None:
@@ -319,12 +330,39 @@ async def test_a_full_queue_refuses_all_and_a_full_lane_its_tenant(redis: Redis)
     await put(queue, "AAA")
     own = await queue.enqueue(envelope(tenant="A"))
     assert (own.result, own.depth) == ("TENANT_BUSY", 3)
-    assert (await queue.enqueue(envelope(tenant="A"), BACKGROUND)).result == "QUEUED"
-    refused = await queue.enqueue(envelope(tenant="B"))
-    assert (refused.result, refused.depth, refused.retry_after_s) == ("BUSY", 4, 60)
+    assert (await queue.enqueue(envelope(tenant="B"))).result == "QUEUED"
+    for priority in (INTERACTIVE, BACKGROUND):
+        refused = await queue.enqueue(envelope(tenant="C"), priority)
+        assert (refused.result, refused.depth, refused.retry_after_s) == ("BUSY", 4, 60)
     assert len(await redis.keys(KEYS.job("*"))) == 4
     accepted_before = await queue.enqueue(envelope(tenant="A"), limit=False)
     assert (accepted_before.result, accepted_before.depth) == ("QUEUED", 5)
+
+
+async def test_what_is_claimed_later_keeps_nobody_out(redis: Redis) -> None:
+    queue = InferenceQueue(redis, QueueLimits(depth=4))
+    await put(queue, "ABCD", BACKGROUND)
+    for _ in range(5):
+        await queue.enqueue(envelope(tenant="E"), REPLAY, limit=False)
+    assert (await queue.enqueue(envelope(tenant="E"), BACKGROUND)).result == "BUSY"
+    for count in range(1, 5):
+        taken = await queue.enqueue(envelope(tenant="F"))
+        assert (taken.result, taken.depth) == ("QUEUED", count)
+    refused = await queue.enqueue(envelope(tenant="G"))
+    assert (refused.result, refused.depth) == ("BUSY", 4)
+
+
+async def test_the_wait_of_the_refused_is_told_from_what_goes_before_them(
+    redis: Redis, claimer: Claimer
+) -> None:
+    queue = InferenceQueue(redis, QueueLimits(depth=20))
+    for _ in range(300):
+        await queue.enqueue(envelope(tenant="A"), REPLAY, limit=False)
+    await put(queue, "AB" * 10)
+    await claimer.claim(10)
+    await put(queue, "AB" * 5)
+    # ten in five seconds, and two of twenty have to go: not also those that are claimed later
+    assert (await queue.enqueue(envelope())).retry_after_s in (1, 2)
 
 
 async def age_lane(redis: Redis, tenant: str, by_s: float, *, turn: bool) -> None:

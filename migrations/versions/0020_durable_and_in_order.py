@@ -6,17 +6,17 @@ are a microsecond apart, and other transfers bear the time at which they were ma
 
 from migrations.scripts import run
 
-revision = "0021"
-down_revision = "0018"
+revision = "0020"
+down_revision = "0019"
 branch_labels = None
 depends_on = None
 
 
 def upgrade() -> None:
-    for script in ("0021_kept", "0021_durable", "0021_settle"):
+    for script in ("0020_kept", "0020_durable", "0020_settle"):
         run(script)
 
 
 def downgrade() -> None:
-    run("0021_drop")
+    run("0020_drop")
     run("0006_settle")
