@@ -57,12 +57,17 @@ async def test_a_drain_is_written_down_before_it_is_ordered(
     headers = {"x-ainfera-internal-key": deps.settings.internal_key.get_secret_value()}
     seen: list[int] = []
 
+    async def written() -> int:
+        return len([act for act in await acts(deps) if act[1:] == ("fleet.drain", "all")])
+
     async def drain(*_: object, **__: object) -> list[object]:
-        seen.append(len([act for act in await acts(deps) if act[1:] == ("fleet.drain", "one")]))
+        seen.append(await written() - before)
         return []
 
+    before = await written()
+
     monkeypatch.setattr("ingress.operations.drain", drain)
-    told = await client.post("/internal/drain", json={"worker": "one"}, headers=headers)
+    told = await client.post("/internal/drain", json={"worker": "all"}, headers=headers)
     assert (told.json(), seen) == ({"draining": []}, [1])
 
     @asynccontextmanager
@@ -71,7 +76,7 @@ async def test_a_drain_is_written_down_before_it_is_ordered(
         yield
 
     monkeypatch.setattr("ingress.operations.everyone", nowhere)
-    told = await client.post("/internal/drain", json={"worker": "one"}, headers=headers)
+    told = await client.post("/internal/drain", json={"worker": "all"}, headers=headers)
     assert (told.json(), seen) == ({"draining": [], "recorded": False}, [1, 1])
 
 
