@@ -11,7 +11,7 @@ from ingress.deps import CALL_PATIENCE_S, Deps, reachable
 from ingress.kept import REPLAYED
 from shared.domain.inference import InferenceRequest
 from shared.domain.request_hash import request_hash
-from shared.errors import InvalidBody
+from shared.errors import InvalidBody, NotFound
 from shared.kept import hash_quote_key
 from shared.queue import Envelope
 from shared.quotes import Asker
@@ -45,8 +45,13 @@ async def take_quote(
     caller = envelope.caller
     asker = asker_of(caller["tenant_id"], caller["agent_id"], call)
     key_hash = None if key is None else hash_quote_key(envelope.dialect, key)
-    async with reachable(CALL_PATIENCE_S):
-        quote = await deps.quotes.take(parse_id(named), asker, envelope.inference_id, key_hash)
+    try:
+        async with reachable(CALL_PATIENCE_S):
+            quote = await deps.quotes.take(parse_id(named), asker, envelope.inference_id, key_hash)
+    except NotFound:
+        raise NotFound(
+            "This agent holds no quote of this id: POST /v1/quote with `hold_for_s` makes one."
+        ) from None
     return replace(envelope, quote=quote.to_json())
 
 

@@ -17,8 +17,9 @@ A receipt is what GET /v1/inferences/{id}/decision answers; the keys are those o
 
 Each is proved, or it is a MISMATCH, or it was not shown, and why. A receipt with a mismatch is
 wrong. One whose rule cannot be run again (a lost worker left no inputs, or the ruleset is unknown)
-is "not replayable", which is not "valid". Exit code: 0 all are valid, 1 one or more mismatches,
-2 a file that cannot be read, 3 no mismatch, but not all could be replayed.
+is "not replayable". Without --jwks a receipt is "consistent" at best: anybody can write one that
+is. Exit code: 0 all are valid, 1 one or more mismatches, 2 something that is no decision receipt
+or cannot be read, 3 no mismatch, but not all are valid.
 """
 
 from __future__ import annotations
@@ -508,7 +509,7 @@ def check_event(receipt: Json) -> tuple[bool | None, str]:
     """That the chain's event is whole, and says what the receipt says."""
     event = receipt.get("audit_event")
     if event is None:
-        return None, "the receipt names no audit event"
+        return None, "it names no audit event: a quote has none, nor has a call that was lost early"
     payload = event["payload"]
     before = event["previous_hash"]
     text = ("" if before is None else before) + canonical(payload)
@@ -544,7 +545,7 @@ def check_log(
 ) -> tuple[bool | None, str]:
     event, proof = receipt.get("audit_event"), receipt.get("audit_proof")
     if event is None or proof is None:
-        return None, "the receipt was read before its event was under a checkpoint"
+        return None, "no checkpoint is in it; read it again later, once its event is under one"
     told, _, signed = proof["checkpoint"].rpartition("\n\n")
     origin, size, root = told.split("\n")[:3]
     leaf = f"ainfera audit event v1\n{event['agent_id']}\n{event['seq']}\n{event['event_hash']}\n"
@@ -601,11 +602,14 @@ def signed_by(key: bytes, origin: str, told: str, signed: str, verify: Verify) -
 
 
 def verdict(checks: list[Check]) -> str:
-    """`valid`, `mismatch` or `not replayable`."""
+    """`valid`, `mismatch`, `not replayable`, or `consistent` where nothing shows who wrote it."""
     if any(each.proved is False for each in checks):
         return "mismatch"
     replayed = all(each.proved for each in checks if each.name in ("catalog", "ruleset", "rule"))
-    return "valid" if replayed else "not replayable"
+    if not replayed:
+        return "not replayable"
+    ours = any(each.name in ("signature", "bundle") and each.proved for each in checks)
+    return "valid" if ours else "consistent"
 
 
 def read_receipts(lines: Iterable[str]) -> Iterator[Json]:
@@ -643,8 +647,19 @@ def parse(text: str) -> Json:
 
     receipt = json.loads(text, object_pairs_hook=once, parse_constant=refuse)
     if not isinstance(receipt, dict) or "inputs" not in receipt or "inference_id" not in receipt:
-        raise ValueError("this is no decision receipt")
+        raise ValueError("this is no decision receipt" + likely(receipt))
     return receipt
+
+
+def likely(found: Json) -> str:
+    """What it is instead."""
+    known = {
+        "quote_id": ", but a quote: its `decision` is one",
+        "receipt_id": ", but what a call cost: GET /v1/inferences/{id}/decision answers one",
+        "keys": ", but a key set: that is for --jwks",
+    }
+    has = [known[name] for name in known if isinstance(found, dict) and name in found]
+    return has[0] if has else ""
 
 
 def check_all(
@@ -653,10 +668,13 @@ def check_all(
     """`(inference id, verdict, checks)` of each."""
     for receipt in receipts:
         if isinstance(receipt, ValueError):
-            yield "?", "mismatch", [Check("receipt", False, f"cannot be read: {receipt}")]
+            yield "?", "unreadable", [Check("receipt", False, f"cannot be read: {receipt}")]
             continue
         checks = checker(receipt)
         yield str(receipt["inference_id"]), verdict(checks), checks
+
+
+VERDICTS = ("valid", "consistent", "not replayable", "mismatch", "unreadable")
 
 
 def report(
@@ -666,7 +684,7 @@ def report(
     progress: Callable[[str], object],
 ) -> int:
     """Tell of each receipt, or of many only what is wrong and a summary. Returns the exit code."""
-    counts = {"valid": 0, "mismatch": 0, "not replayable": 0}
+    counts = dict.fromkeys(VERDICTS, 0)
     shown: dict[str, int] = {}
     first = None
     for number_, (name, word, checks) in enumerate(results, 1):
@@ -687,12 +705,14 @@ def report(
         write(first)
     if not as_json and total != 1:
         proofs = ", ".join(f"{name} {count}" for name, count in shown.items())
-        said = ", ".join(f"{count} {word}" for word, count in counts.items())
+        said = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
         write(f"{total} receipts: {said}. Proved: {proofs or 'nothing'}.\n")
-    if counts["mismatch"]:
-        return 1
     if not total:
         raise ValueError("there is no receipt in it")
+    if counts["mismatch"]:
+        return 1
+    if counts["unreadable"]:
+        return 2
     return 0 if counts["valid"] == total else 3
 
 
@@ -700,6 +720,15 @@ def tell(name: str, word: str, checks: list[Check]) -> str:
     words = {True: "proved", False: "MISMATCH", None: "not shown"}
     lines = (f"  {words[each.proved]:<9}  {each.name:<9}  {each.what}\n" for each in checks)
     return f"receipt {name}: {word}\n" + "".join(lines)
+
+
+def key_set(name: str) -> dict[str, bytes]:
+    """The keys of a file. Raises ValueError, OSError."""
+    try:
+        with open(name, encoding="utf-8") as file:
+            return read_keys(json.load(file))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{name} is no key set, as /.well-known/jwks.json answers it") from None
 
 
 def main() -> int:
@@ -719,12 +748,14 @@ def main() -> int:
 
     try:
         if asked.jwks:
-            with open(asked.jwks, encoding="utf-8") as file:
-                keys = read_keys(json.load(file))
+            keys = key_set(asked.jwks)
         results = check_all(receipts(), lambda receipt: check(receipt, keys))
         return report(results, asked.json, sys.stdout.write, sys.stderr.write)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as bad:
-        sys.stderr.write(f"cannot be read: {type(bad).__name__}: {bad}\n")
+    except OSError as bad:
+        sys.stderr.write(f"{bad.filename} cannot be read: {bad.strerror}\n")
+        return 2
+    except ValueError as bad:
+        sys.stderr.write(f"cannot be read: {bad}\n")
         return 2
 
 

@@ -59,15 +59,19 @@ def verify_command(
     """Check decision receipts: signature, catalogue, rule, audit event, audit log.
 
     The rule is run again twice, by this fleet's own code and by the verifier's; both must say
-    what the receipt says. Exit code: 0 all are valid, 1 a mismatch, 2 a file that cannot be read,
-    3 no mismatch, but a receipt whose rule cannot be run again.
+    what the receipt says. Without --jwks a receipt is "consistent" at best, for anybody can write
+    one that is. Exit code: 0 all are valid, 1 a mismatch, 2 something that is no decision receipt
+    or cannot be read, 3 no mismatch, but not all are valid.
 
     Example: fleet receipt verify receipts.jsonl --jwks https://api.example.com/.well-known/jwks.json
     """
     try:
         keys = None if jwks is None else verifier.read_keys(_key_set(jwks))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, httpx.HTTPError) as error:
-        sys.stderr.write(f"The key set {jwks} cannot be read: {type(error).__name__}: {error}\n")
+    except (OSError, httpx.HTTPError) as error:
+        sys.stderr.write(f"The key set {jwks} cannot be read: {error}\n")
+        raise typer.Exit(2) from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        sys.stderr.write(f"{jwks} is no key set, as /.well-known/jwks.json answers it.\n")
         raise typer.Exit(2) from None
     chains = None if audit is None else read_bundle(audit)
 

@@ -40,6 +40,7 @@ def as_json(found: Gathered, judged: Sequence[Compared], min_support: int) -> di
     together = overall(judged)
     return {
         "supported": together.is_supported,
+        "verdict": " ".join(_verdict(found, judged, together, min_support)).replace("**", ""),
         "calls": {
             "fit": found.fit,
             "held_out": found.held,
@@ -76,6 +77,7 @@ def _verdict(
 ) -> Iterator[str]:
     if not found.held:
         yield "**Not supported: too few.** There is no call with a known result to judge by."
+        yield "Answers with code, JSON or tools, and errors, are judged as they come."
         return
     if not any(found.qualities.values()):
         yield (

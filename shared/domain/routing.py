@@ -390,5 +390,6 @@ def refusal(decision: Decision) -> Failure:
     else:
         message = f"No model clears the quality floor of {decimal_text(decision.min_quality)}"
         message += " within the request's budget and latency caps."
-        hint = "Lower min_quality or raise budget_cap_usd or latency_cap_ms."
+        hint = f"Lower min_quality (this one is from: {decision.floor_source})"
+        hint += " or raise budget_cap_usd or latency_cap_ms."
     return unroutable(decision.rule.value, ROUTING_TARGET, None, message, hint)

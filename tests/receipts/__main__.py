@@ -18,9 +18,12 @@ from tests.receipts.altering import altered, field, leaves, other_bytes
 from tests.receipts.cases import Json, receipts, written
 from tests.receipts.verifying import Answer, run_alone, verify_alone
 
+PASSED = ("valid", "consistent", "not replayable")
+
 
 def say(text: str) -> None:
     sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def found_by(told: Json) -> tuple[str, ...]:
@@ -87,6 +90,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--samples", type=int, default=12)
     asked = parser.parse_args()
+    say(f"Making, verifying and altering {asked.count} receipts: some 30 ms each, on one core.")
     made = receipts(asked.count, asked.seed)
     say(f"{len(made)} receipts of seed {asked.seed}: ")
     for kind in ("decision_rule", "outcome_status", "floor_source"):
@@ -98,7 +102,7 @@ def main() -> int:
         missed = table(sampled(made, asked.samples), folder)
         smallest = min(made, key=lambda receipt: len(receipt["candidates"]) or 99)
         answer = bytes_altered(smallest, folder)
-    unfound = [told for told in answer.told if told["verdict"] != "mismatch"]
+    unfound = [told for told in answer.told if told["verdict"] in PASSED]
     say(f"{len(answer.told)} bytes altered of one receipt; not found: {len(unfound)}")
     return 0 if right and not missed and not unfound else 1
 
