@@ -22,20 +22,20 @@ from shared.domain.counting import counted
 from shared.fleet import list_workers
 from shared.preflight import check_postgres, check_valkey, refusal
 from shared.valkey import open_valkey
-from workers import operating
-from workers.audit_cli import audit
-from workers.caps_cli import caps
-from workers.catalog_cli import catalog
-from workers.corrections_cli import corrections
-from workers.dead_letters_cli import dead_letters
+from workers.commands import operating
+from workers.commands.audit import audit
+from workers.commands.caps import caps
+from workers.commands.catalog import catalog
+from workers.commands.corrections import corrections
+from workers.commands.dead_letters import dead_letters
+from workers.commands.keys import keys
+from workers.commands.killswitch import killswitch
+from workers.commands.learning import learning
+from workers.commands.ledger import ledger
+from workers.commands.policy import policy
+from workers.commands.receipts import receipt
+from workers.commands.terminal import fail, fleet_settings
 from workers.development import new_secrets, say, up
-from workers.keys_cli import keys
-from workers.killswitch_cli import killswitch
-from workers.learning_cli import learning
-from workers.ledger_cli import ledger
-from workers.policy_cli import policy
-from workers.receipts_cli import receipt
-from workers.terminal import fail, fleet_settings
 
 COMPOSE_PASSWORDS = tuple(
     f"{name}_PASSWORD" for name in ("POSTGRES", "OWNER", "APP", "CALLER", "REDIS")

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from shared.domain.policy_file import PolicyError, parse_policy
 from shared.domain.policy_version import PolicyVersion
 from shared.policies import known_versions
-from workers.terminal import fail, stores
+from workers.commands.terminal import fail, stores
 
 
 def read_file(path: Path) -> str:

@@ -21,7 +21,7 @@ from shared.killswitch import Killswitch, engage, engaged_switches, release
 from shared.spending import Spending, tell_spending
 from tests.ingress.conftest import OpenApp, SignUp
 from tests.test_cli import fleet
-from workers.killswitch_books_cli import sentences
+from workers.commands.killswitch_books import sentences
 
 Ingresses = tuple[tuple[httpx.AsyncClient, Deps], tuple[httpx.AsyncClient, Deps]]
 Fleet = Callable[..., Result]
@@ -265,7 +265,7 @@ async def test_where_it_was_never_engaged_that_is_said(
     async def nothing(*_: Any) -> None:
         return None
 
-    monkeypatch.setattr("workers.killswitch_books_cli.find_switch", nothing)
+    monkeypatch.setattr("workers.commands.killswitch_books.find_switch", nothing)
     told = await asyncio.to_thread(fleet_command, "killswitch", "statement")
     assert (told.exit_code, told.stderr) == (1, "The killswitch has never been engaged.\n")
 

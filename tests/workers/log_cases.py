@@ -9,8 +9,8 @@ from shared.db import Connection, Database
 from shared.domain.audit import draft
 from shared.domain.audit_findings import Report
 from tests.workers.ledger_cases import Agent
-from workers.audit_cli import verify_live
-from workers.terminal import Stores
+from workers.commands.audit import verify_live
+from workers.commands.terminal import Stores
 
 
 async def witness(connection: Connection, agent: Agent, events: int = 1) -> None:

@@ -20,8 +20,8 @@ from tests.workers.ledger_cases import new_agent
 from tests.workers.log_cases import witness
 from workers import audit_bundle
 from workers.audit_bundle import agents_of, bundle, lines
-from workers.audit_cli import audit
 from workers.checkpoints import Checkpointer
+from workers.commands.audit import audit
 from workers.exports import FileExport
 
 KINDS = ("log", "checkpoint", "event", "head", "leaf")

@@ -10,9 +10,9 @@ from typer.testing import CliRunner, Result
 
 from shared.config import VERSION
 from workers.cli import main
+from workers.commands.keys import limits_in_words
+from workers.commands.terminal import show_rows
 from workers.development import write_env
-from workers.keys_cli import limits_in_words
-from workers.terminal import show_rows
 
 IDS = (UUID(int=1), UUID(int=2))
 LONG = "a label that is as long as labels are, which is longer than they ought to be"

@@ -6,8 +6,8 @@ import typer
 
 from shared.operators import this_operator
 from shared.policies import preference_gate, set_preference_gate, tell_policies_changed
+from workers.commands.terminal import AsJson, Reason, Yes, ask_first, run, say_json, stores, tell
 from workers.development import say
-from workers.terminal import AsJson, Reason, Yes, ask_first, run, say_json, stores, tell
 
 preference = typer.Typer(
     no_args_is_help=True, help="The gate of the preference dial: whether it does anything."

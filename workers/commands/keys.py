@@ -28,8 +28,7 @@ from shared.domain.keys import Scope, in_order
 from shared.domain.limits import LARGEST_RATE
 from shared.models import AgentRow, TenantRow
 from shared.operators import this_operator
-from workers.development import say
-from workers.terminal import (
+from workers.commands.terminal import (
     AsJson,
     Reason,
     Stores,
@@ -43,6 +42,7 @@ from workers.terminal import (
     show_rows,
     stores,
 )
+from workers.development import say
 
 SHOWN_PREFIX = 12
 HEADINGS = (

@@ -18,9 +18,9 @@ from shared.domain.counting import counted
 from shared.log_key import check_signature
 from workers.audit_bundle import NoLog, agents_of, bundle, lines
 from workers.audit_reading import BundleReading, NoBundle
+from workers.commands.terminal import AsJson, Stores, fail, run, say_json, stores
 from workers.development import say
 from workers.exports import read_exported
-from workers.terminal import AsJson, Stores, fail, run, say_json, stores
 
 MOST_TOLD = 50
 EXPORTED_BY_UP = "audit"

@@ -10,14 +10,13 @@ from shared.domain.spending import ALL
 from shared.killswitch import engage, engaged_switches, release
 from shared.models import TenantRow
 from shared.operators import this_operator
-from workers.development import say
-from workers.killswitch_books_cli import (
+from workers.commands.killswitch_books import (
     engaged_by,
     named,
     statement_command,
     threshold_command,
 )
-from workers.terminal import (
+from workers.commands.terminal import (
     AsJson,
     NeededReason,
     Reason,
@@ -30,6 +29,7 @@ from workers.terminal import (
     say_json,
     stores,
 )
+from workers.development import say
 
 killswitch = typer.Typer(
     no_args_is_help=True, help="Stop new calls of one tenant, or of all; let them in again."

@@ -18,8 +18,8 @@ from shared.domain.spreadsheet import csv_line
 from shared.killswitch import KillswitchThresholdRow, read_thresholds
 from shared.models import TenantRow
 from shared.operators import record_act, this_operator
+from workers.commands.terminal import AsJson, Stores, Yes, ask_first, fail, run, say_json, stores
 from workers.development import say
-from workers.terminal import AsJson, Stores, Yes, ask_first, fail, run, say_json, stores
 
 NO_THRESHOLD, AS_SET = "off", "default"
 LARGEST_USD = Decimal(10) ** 11

@@ -24,9 +24,9 @@ from shared.domain.books import (
 )
 from shared.domain.counting import counted, one_of
 from shared.preflight import check_postgres
+from workers.commands.terminal import AsJson, fail, fleet_settings, run, say_json
 from workers.development import say
 from workers.ledger_check import prove, trial_balance
-from workers.terminal import AsJson, fail, fleet_settings, run, say_json
 
 # the columns of a trial balance that are words; the others are amounts
 WORDS = 3

@@ -34,8 +34,8 @@ from shared.fleet import (
 from shared.operators import this_operator
 from shared.preflight import check_valkey, refusal
 from shared.valkey import open_valkey
+from workers.commands.terminal import AsJson, Yes, ask_first, fail, note_act, show_whole, unnamed
 from workers.development import running_environment
-from workers.terminal import AsJson, Yes, ask_first, fail, note_act, show_whole, unnamed
 
 app = typer.Typer()
 jobs = typer.Typer(no_args_is_help=True, help="Look at single jobs.")

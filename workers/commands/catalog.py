@@ -16,8 +16,7 @@ from shared.domain.catalog_file import CatalogError
 from shared.domain.price_list import PRICE_FIELDS, PriceList
 from shared.operators import this_operator
 from workers.catalog import Compared, NotReadable, apply_catalog, compare, read_new
-from workers.development import say
-from workers.terminal import (
+from workers.commands.terminal import (
     AsJson,
     Yes,
     announce,
@@ -28,6 +27,7 @@ from workers.terminal import (
     show_rows,
     stores,
 )
+from workers.development import say
 
 catalog = typer.Typer(
     no_args_is_help=True,

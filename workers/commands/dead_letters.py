@@ -26,8 +26,7 @@ from shared.keys import SealBroken, request_sealer
 from shared.operators import this_operator
 from shared.queue import InferenceQueue
 from shared.replays import ReplayRefusal, enqueue_replay, order_replay
-from workers.development import say
-from workers.terminal import (
+from workers.commands.terminal import (
     AsJson,
     Stores,
     Yes,
@@ -39,6 +38,7 @@ from workers.terminal import (
     show_rows,
     stores,
 )
+from workers.development import say
 
 dead_letters = typer.Typer(
     no_args_is_help=True,

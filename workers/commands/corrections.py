@@ -10,9 +10,7 @@ from shared.domain.ledger import CorrectionOutcome
 from shared.ids import mint_id
 from shared.models import TransferRow
 from shared.operators import this_operator
-from workers.corrections import Corrected, correct_transfer, list_corrections
-from workers.development import say
-from workers.terminal import (
+from workers.commands.terminal import (
     AsJson,
     NeededReason,
     Yes,
@@ -23,6 +21,8 @@ from workers.terminal import (
     show_rows,
     stores,
 )
+from workers.corrections import Corrected, correct_transfer, list_corrections
+from workers.development import say
 
 corrections = typer.Typer(
     no_args_is_help=True, help="Money that was moved by mistake: moved back, never edited."

@@ -13,10 +13,10 @@ from shared.domain.policy_change import Change
 from shared.domain.policy_version import PolicyVersion
 from shared.domain.spreadsheet import csv_line
 from shared.policies import active_version, known_versions
+from workers.commands.terminal import AsJson, fail, moment_ago, run, say_json, stores
 from workers.development import say
 from workers.policy_source import find_version
 from workers.policy_traffic import Compared, Traffic, compare
-from workers.terminal import AsJson, fail, moment_ago, run, say_json, stores
 
 Since = Annotated[str, typer.Option(help="Calls begun since: 24h, 7d, or a moment (UTC).")]
 Limit = Annotated[int, typer.Option(min=1, help="At most so many, the newest.")]

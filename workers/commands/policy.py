@@ -23,8 +23,7 @@ from shared.policies import (
     store_version,
     tell_policies_changed,
 )
-from workers.development import say
-from workers.policy_compare_cli import (
+from workers.commands.policy_compare import (
     Csv,
     Limit,
     Since,
@@ -32,9 +31,8 @@ from workers.policy_compare_cli import (
     say_comparison,
     trial,
 )
-from workers.policy_preference_cli import preference
-from workers.policy_source import read_file, wanted_version
-from workers.terminal import (
+from workers.commands.policy_preference import preference
+from workers.commands.terminal import (
     AsJson,
     Reason,
     Yes,
@@ -45,6 +43,8 @@ from workers.terminal import (
     stores,
     tell,
 )
+from workers.development import say
+from workers.policy_source import read_file, wanted_version
 
 policy = typer.Typer(no_args_is_help=True, help="The routing policy: versions, publication, trial.")
 policy.add_typer(preference, name="preference")

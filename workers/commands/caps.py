@@ -8,9 +8,9 @@ import typer
 
 from shared.operators import this_operator
 from workers.caps import TenantCap, read_tenant_cap, set_tenant_cap
-from workers.corrections_cli import dollars
+from workers.commands.corrections import dollars
+from workers.commands.terminal import AsJson, Reason, Yes, ask_first, fail, run, say_json, stores
 from workers.development import say
-from workers.terminal import AsJson, Reason, Yes, ask_first, fail, run, say_json, stores
 
 caps = typer.Typer(no_args_is_help=True, help="Caps on what a whole tenant spends.")
 

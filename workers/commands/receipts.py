@@ -21,7 +21,7 @@ from shared.domain.routing import RULESET_HASH, replay
 from shared.log_key import check_signature
 from shared.receipt_verifier import Check, Json
 from workers.audit_reading import BundleReading, NoBundle
-from workers.terminal import AsJson, fail
+from workers.commands.terminal import AsJson, fail
 
 receipt = typer.Typer(
     no_args_is_help=True, help="Decision receipts: verification, and the verifier to give away."

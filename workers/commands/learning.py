@@ -16,8 +16,8 @@ from shared.domain.comparison import Chooser, Compared, Gathered, Recorded, comp
 from shared.domain.learning import Terms
 from shared.domain.learning_report import as_json, as_text
 from shared.preflight import check_postgres
+from workers.commands.terminal import AsJson, fleet_settings, moment_ago, run, say_json
 from workers.learning import terms_of
-from workers.terminal import AsJson, fleet_settings, moment_ago, run, say_json
 
 learning = typer.Typer(
     no_args_is_help=True, help="What answers teach about models, and what would follow from it."

@@ -1,0 +1,1 @@
+"""The `fleet` command, a module for each noun; `workers/cli.py` puts them together."""
