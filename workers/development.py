@@ -90,8 +90,9 @@ def _up(signals: StopSignals) -> int:
     ) as servers:
         owner_url = settings.migration_database_url or settings.database_url or servers.owner_url
         step("schema", "migrating to the newest revision")
-        migrations.upgrade(owner_url)
-        catalog = asyncio.run(seed_catalog(owner_url))
+        with signals.whole():
+            migrations.upgrade(owner_url)
+            catalog = asyncio.run(seed_catalog(owner_url))
         step("catalogue", counted(len(catalog.candidates), "model"))
         environment = process_environment(settings, home, servers)
         asyncio.run(

@@ -10,8 +10,8 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -152,14 +152,16 @@ class Stopped(KeyboardInterrupt):
 class StopSignals:
     """SIGINT, SIGTERM and SIGHUP ask for an orderly end, at any moment.
 
-    Before `listen`, a signal raises `Stopped` where the main thread is; after it, the first one
-    sets the event and the next ones call whatever `on_next` named last.
+    Before `listen`, a signal raises `Stopped` where the main thread is, or at the end of what is
+    `whole`; after it, the first one sets the event and the next ones call whatever `on_next`
+    named last.
     """
 
     def __init__(self) -> None:
         self._asked: asyncio.Event | None = None
         self._next: Callable[[], object] | None = None
         self._before: dict[int, Any] = {}
+        self._whole = self._heard = False
 
     def __enter__(self) -> "StopSignals":
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -173,6 +175,18 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """What an exception from nowhere must not break off, as it would where greenlets switch:
+        the first signal is heard at its end. A second one does not wait."""
+        self._whole = True
+        try:
+            yield
+        finally:
+            self._whole = False
+        if self._heard:
+            raise Stopped
+
     def listen(self) -> asyncio.Event:
         """From now on a signal is told to this loop instead of interrupting it."""
         self._loop = asyncio.get_running_loop()
@@ -184,6 +198,9 @@ class StopSignals:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self._asked is None:
+            if self._whole and not self._heard:
+                self._heard = True
+                return
             raise Stopped
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._next or self._asked.set)
