@@ -15,7 +15,7 @@ from sqlmodel import Field, SQLModel
 
 from shared.db import Connection, Database, connect
 from shared.domain.candidate import Candidate, Catalog, price_text
-from shared.domain.catalog_file import CatalogFile, parse_catalog
+from shared.domain.catalog_file import CatalogError, CatalogFile, parse_catalog
 from shared.domain.conditions import OPT_IN
 from shared.domain.inference import ROUTING_TARGET
 from shared.models import EMPTY, document, moment, money, number
@@ -75,7 +75,10 @@ def provider_names(path: Path = CATALOG_PATH) -> Mapping[str, str]:
 
 
 def _read(path: Path) -> CatalogFile:
-    return parse_catalog(path.read_text(encoding="utf-8"), path.name)
+    try:
+        return parse_catalog(path.read_text(encoding="utf-8"), path.name)
+    except UnicodeDecodeError as error:
+        raise CatalogError([f"{path.name}:1: is no text in UTF-8"]) from error
 
 
 _COLUMNS = (

@@ -230,7 +230,15 @@ def number(value: Json) -> float | int | None:
     if value is None:
         return None
     exact = Decimal(str(value))
+    if not exact.is_finite() or exact.adjusted() > 20:
+        raise ValueError(f"{str(value)[:30]} is no quality")
     return int(exact) if exact == exact.to_integral_value() else float(exact)
+
+
+def whole(value: Json) -> int:
+    if type(value) is not int:
+        raise ValueError("a number of tokens is no whole number")
+    return value
 
 
 def price(text: str | None) -> str | None:
@@ -275,10 +283,12 @@ class Fate:
         self.model, self.asked = model, asked
         self.rank: int | None = None
         self.names = {model["slug"], model["brand"], model["provider_model_id"]}
-        self.reserved = min(asked["reserved_output_tokens"], model["max_output_tokens"])
+        self.reserved = min(
+            whole(asked["reserved_output_tokens"]), whole(model["max_output_tokens"])
+        )
         self.projected = None
         if model["price_in"] is not None and model["price_out"] is not None:
-            used = asked["input_tokens"] * nano(model["price_in"])
+            used = whole(asked["input_tokens"]) * nano(model["price_in"])
             used += self.reserved * nano(model["price_out"])
             self.projected = (used + MILLION // 2) // MILLION
         measured = inputs["policy"].get("q_source") == "empirical"
@@ -438,11 +448,23 @@ def check(
     ]
 
 
+UNREADABLE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    IndexError,
+    RecursionError,
+    MemoryError,
+)
+
+
 def attempt(name: str, step: Callable[[], tuple[bool | None, str]]) -> Check:
     """One check. A receipt may be anything, so what cannot be read is a mismatch, not a crash."""
     try:
         return Check(name, *step())
-    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, IndexError) as bad:
+    except UNREADABLE as bad:
         return Check(name, False, f"cannot be read: {type(bad).__name__}: {bad}")
 
 
@@ -546,6 +568,8 @@ def check_log(
     event, proof = receipt.get("audit_event"), receipt.get("audit_proof")
     if event is None or proof is None:
         return None, "no checkpoint is in it; read it again later, once its event is under one"
+    if set(proof) != {"leaf_index", "proof", "checkpoint"}:
+        return False, "the proof has members that prove nothing"
     told, _, signed = proof["checkpoint"].rpartition("\n\n")
     origin, size, root = told.split("\n")[:3]
     leaf = f"ainfera audit event v1\n{event['agent_id']}\n{event['seq']}\n{event['event_hash']}\n"
@@ -608,16 +632,18 @@ def verdict(checks: list[Check]) -> str:
     replayed = all(each.proved for each in checks if each.name in ("catalog", "ruleset", "rule"))
     if not replayed:
         return "not replayable"
-    ours = any(each.name in ("signature", "bundle") and each.proved for each in checks)
-    return "valid" if ours else "consistent"
+    signed = any(each.name == "signature" and each.proved for each in checks)
+    return "valid" if signed else "consistent"
 
 
 def read_receipts(lines: Iterable[str]) -> Iterator[Json]:
     """The receipts of a file: one in all of it, or one a line. What is none comes as ValueError."""
     held = ""
     for line in lines:
-        if held or not line.strip():
+        if held:
             held += line
+            continue
+        if not line.strip():
             continue
         try:
             yield parse(line)
@@ -636,7 +662,7 @@ def read_receipts(lines: Iterable[str]) -> Iterator[Json]:
 def opened(name: str) -> IO[str]:
     """A file, or standard input; what is not UTF-8 spoils its own line only."""
     where: str | int = 0 if name == "-" else name
-    return open(where, encoding="utf-8", errors="surrogateescape", newline="\n")
+    return open(where, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
 
 
 def parse(text: str) -> Json:
@@ -645,7 +671,10 @@ def parse(text: str) -> Json:
     def refuse(name: str) -> Json:
         raise ValueError(f"{name} is no number of JSON")
 
-    receipt = json.loads(text, object_pairs_hook=once, parse_constant=refuse)
+    try:
+        receipt = json.loads(text, object_pairs_hook=once, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(receipt, dict) or "inputs" not in receipt or "inference_id" not in receipt:
         raise ValueError("this is no decision receipt" + likely(receipt))
     return receipt
@@ -718,8 +747,13 @@ def report(
 
 def tell(name: str, word: str, checks: list[Check]) -> str:
     words = {True: "proved", False: "MISMATCH", None: "not shown"}
-    lines = (f"  {words[each.proved]:<9}  {each.name:<9}  {each.what}\n" for each in checks)
-    return f"receipt {name}: {word}\n" + "".join(lines)
+    lines = (f"  {words[each.proved]:<9}  {each.name:<9}  {shown(each.what)}\n" for each in checks)
+    return f"receipt {shown(name)}: {word}\n" + "".join(lines)
+
+
+def shown(text: str) -> str:
+    """What a receipt says, as a terminal may see it: it must not speak for us."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:500])
 
 
 def key_set(name: str) -> dict[str, bytes]:
@@ -727,7 +761,7 @@ def key_set(name: str) -> dict[str, bytes]:
     try:
         with open(name, encoding="utf-8") as file:
             return read_keys(json.load(file))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except UNREADABLE:
         raise ValueError(f"{name} is no key set, as /.well-known/jwks.json answers it") from None
 
 

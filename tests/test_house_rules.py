@@ -21,7 +21,7 @@ DOMAIN = [path for path in SOURCES if path.is_relative_to(ROOT / "shared/domain"
 
 LONGEST_FILE, LONGEST_FUNCTION = 400, 70
 # one file on purpose: clients take it away, and it must need nothing else
-LONGER = {"shared/receipt_verifier.py": 770}
+LONGER = {"shared/receipt_verifier.py": 800}
 
 # what a room may import of our own; a command starts everything, so it stands apart
 MAY_IMPORT = {

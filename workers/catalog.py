@@ -66,6 +66,8 @@ def read_new(path: Path) -> Catalog | PriceList:
         raise NotReadable(f"{path.name}:{error.lineno}: no JSON: {error.msg}") from error
     except PriceListError as error:
         raise NotReadable(f"{path.name}: {error}") from error
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        raise NotReadable(f"{path.name}: is no list of prices: it cannot be read") from error
 
 
 async def apply_catalog(db: Database, catalog: Catalog, diff: CatalogDiff, actor: str) -> None:

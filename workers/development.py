@@ -3,9 +3,8 @@
 In order: a look at the port, the servers, the schema, the catalogue, the processes, a first
 agent. The end goes the other way round: the ingress first, so that nothing new comes in, then
 the workers, which finish what they have, then the servers. What is kept between two starts
-stands in FLEET_HOME: the servers' data, `secrets.env` (the keys that the data is sealed with)
-and `dev.env` (the address and the key of the development agent). While it runs, `running.env`
-says where the stores are, for the operators' commands.
+stands in FLEET_HOME: the servers' data, `secrets.env` (the keys that it is sealed with), `dev.env`
+(address and key of the development agent) and, while it runs, `running.env` (the stores).
 """
 
 import asyncio

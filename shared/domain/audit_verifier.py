@@ -107,6 +107,15 @@ class Verifier:
     def _find(self, fault: Fault, what: str) -> None:
         self.report.findings.append(Finding(fault, what))
 
+    @property
+    def log_key(self) -> VerifierKey | None:
+        """The key that the log was checked with: the auditor's, or else the bundle's own."""
+        return self._key
+
+    def is_logged(self, agent_id: str, seq: int) -> bool:
+        """Whether a leaf of the log is this event's."""
+        return seq <= self._logged.get(agent_id, 0)
+
     # -- the log and its checkpoints ------------------------------------------------------
 
     def _begin(self, record: LogRecord) -> None:

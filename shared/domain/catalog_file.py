@@ -18,7 +18,6 @@ q_prior_date = 2026-11-21        # and when
 
 import datetime
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -31,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 from shared.domain.candidate import Candidate, Catalog, Verdict
 from shared.domain.conditions import DATA_CLASSES, REGION, Conditions, DataClass
 from shared.domain.inference import ROUTING_TARGET, Capability
+from shared.domain.toml_document import TomlFault, read_toml
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)]
 Words = Annotated[str, Field(pattern=r"^[^\x00]*\S[^\x00]*$", max_length=200)]
@@ -79,7 +79,6 @@ _WRITE = {
 
 _TABLE = re.compile(r"^\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
 _KEY = re.compile(r"^\s*([\w.\"' -]+?)\s*=")
-_PARSE_LINE = re.compile(r"\s*\(at (?:line (\d+), column \d+|end of document)\)$")
 
 
 class CatalogError(ValueError):
@@ -165,11 +164,9 @@ def parse_catalog(source: str, file: str) -> CatalogFile:
     Raises `CatalogError` with all that is wrong.
     """
     try:
-        data = tomllib.loads(source, parse_float=Decimal)
-    except tomllib.TOMLDecodeError as error:
-        place = _PARSE_LINE.search(str(error))
-        line = place[1] if place and place[1] else str(source.count("\n") + 1)
-        raise CatalogError([f"{file}:{line}: {_PARSE_LINE.sub('', str(error))}"]) from error
+        data = read_toml(source)
+    except TomlFault as fault:
+        raise CatalogError([f"{file}:{fault.line}: {fault.why}"]) from fault
     try:
         document = _Document.model_validate(data)
         faults = list(_contradictions(document))
@@ -262,6 +259,8 @@ def _shown(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, str) and len(value) <= 60:
         return f'"{value}"'
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "this"
     return str(value) if isinstance(value, int | Decimal | datetime.date) else "this"
 
 

@@ -11,7 +11,6 @@ code = 0.85
 """
 
 import re
-import tomllib
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
@@ -28,6 +27,7 @@ from shared.domain.policy_version import (
 )
 from shared.domain.routing_policy import TIERS
 from shared.domain.task_type import TASK_TYPES
+from shared.domain.toml_document import TomlFault, read_toml
 
 LONGEST_NAME = 64
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"
@@ -37,7 +37,7 @@ MOST_EXPLORATION = Decimal("0.2")
 _TABLE = re.compile(r"^\s*\[\s*([A-Za-z0-9_-]+)\s*\]\s*(?:#.*)?$")
 _KEY = re.compile(r"^\s*[\"']?([A-Za-z0-9_-]+)[\"']?\s*=")
 _DECIMAL = re.compile(r"Decimal\('([^']*)'\)")
-_PARSE_LINE = re.compile(r"\s*\(at (?:line (\d+), column \d+|end of document)\)$")
+_PLAIN = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
 
 
 class PolicyError(ValueError):
@@ -52,7 +52,8 @@ def _tier(value: Any) -> Any:
     """A tier as its number. Raises `ValueError` for what is no number either."""
     if isinstance(value, str) and value in TIERS:
         return TIERS[value]
-    if isinstance(value, bool) or not isinstance(value, int | Decimal | str):
+    odd = isinstance(value, str) and not _PLAIN.fullmatch(value)
+    if odd or isinstance(value, bool) or not isinstance(value, int | Decimal | str):
         raise ValueError(f"must be a number from 0 to 1, or {', '.join(TIERS)}")
     return value
 
@@ -71,9 +72,11 @@ def floor_text(value: Any) -> str | None:
         floor = Decimal(str(value))
     except InvalidOperation:
         raise ValueError(words) from None
+    if isinstance(value, str) and not _PLAIN.fullmatch(value):
+        raise ValueError(words)  # other alphabets' digits, and underscores, are numbers to Python
     if not floor.is_finite() or not 0 <= floor <= 1 or floor != round(floor, 9):
         raise ValueError(words)
-    return decimal_text(floor)
+    return decimal_text(abs(floor))  # 0, not -0
 
 
 def _task_type(value: str) -> str:
@@ -113,12 +116,9 @@ class _Document(BaseModel):
 def parse_policy(source: str) -> PolicyVersion:
     """The version that a TOML document describes. Raises `PolicyError` with all that is wrong."""
     try:
-        data = tomllib.loads(source, parse_float=Decimal)
-    except tomllib.TOMLDecodeError as error:
-        place = _PARSE_LINE.search(str(error))
-        line = place[1] if place and place[1] else str(source.count("\n") + 1)
-        why = _PARSE_LINE.sub("", str(error))
-        raise PolicyError([f"line {line}: {why}"]) from error
+        data = read_toml(source)
+    except TomlFault as fault:
+        raise PolicyError([str(fault)]) from fault
     try:
         checked = _Document.model_validate(data)
     except ValidationError as error:

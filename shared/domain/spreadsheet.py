@@ -11,7 +11,8 @@ Cell = str | int | Decimal | None
 
 # tab and carriage return too: spreadsheets skip them and then see what follows
 _FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r", "\n")
-_QUOTED = frozenset(',"\r\n')
+# and what splits cells elsewhere: behind it a formula could begin
+_QUOTED = frozenset(',;\t"\r\n')
 
 
 def csv_line(cells: Iterable[Cell]) -> str:

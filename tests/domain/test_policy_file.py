@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.domain.policy_file import PolicyError, parse_policy, write_policy
+from shared.domain.policy_file import PolicyError, floor_text, parse_policy, write_policy
 from shared.domain.policy_version import (
     BUILT_IN,
     PolicyVersion,
@@ -70,7 +70,7 @@ def test_what_is_written_is_read_back_and_keeps_its_hash(version: PolicyVersion)
         (("0.85", "1.01"), "line 10: floors.code: Input should be less than or equal to 1"),
         (("0.85", "true"), "line 10: floors.code: must be a number from 0 to 1, or good, strong"),
         (("0.85", "nan"), "line 10: floors.code: Input should be a finite number"),
-        (('"frontier"', '"best"'), "line 11: floors.reasoning: Input should be a valid decimal"),
+        (('"frontier"', '"best"'), "line 11: floors.reasoning: must be a number from 0 to 1"),
         (("code =", "coding ="), "line 10: floors.coding: is no task type; they are reasoning"),
         (("default_floor = 0.50", "default_floor = 0.6"), "line 4: default_floor: is 0.5 in every"),
         (("2048", "0"), "line 5: default_output_tokens: Input should be greater"),
@@ -128,3 +128,29 @@ def turns(*acts: str) -> list[Publication]:
 )
 def test_a_second_rollback_goes_further_back(history: tuple[str, ...], target: str | None) -> None:
     assert rollback_target(turns(*history)) == target
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        f"default_output_tokens = {'9' * 5000}",
+        "exploration_share = 1e-9999999999999999999999",
+        f"version = {'[' * 5000}",
+        "a." * 20_000 + "b = 1",
+        "x = 1\n" * 1_000_000,
+    ],
+    ids=["digits", "exponent", "nested", "line", "long"],
+)
+def test_what_cannot_be_read_has_a_line(source: str) -> None:
+    with pytest.raises(PolicyError, match=r"^line \d+: "):
+        parse_policy(source)
+
+
+@pytest.mark.parametrize("value", ["\u0660.\u0665", "\uff10.\uff15", " 0.5 ", "1_0e-2", "0x1"])
+def test_a_floor_is_written_in_plain_digits(value: str) -> None:
+    with pytest.raises(ValueError, match="number from 0 to 1"):
+        floor_text(value)
+
+
+def test_a_floor_has_no_sign() -> None:
+    assert (floor_text(-0.0), floor_text("-0")) == ("0", "0")

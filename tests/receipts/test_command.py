@@ -143,3 +143,21 @@ def test_a_bundle_that_does_not_hold_proves_nothing(tmp_path: Path, jwks: str) -
     done = fleet("verify", saved(tmp_path, MADE[:1]), "--jwks", jwks, "--audit", str(bundle))
     assert "the bundle does not hold" in done.stdout
     assert done.exit_code == 1
+
+
+def test_a_bundle_that_anybody_can_write_proves_nothing(tmp_path: Path) -> None:
+    """Without the gateway's key its own is believed, and that is not enough."""
+    bundle = tmp_path / "bundle.jsonl"
+    bundle.write_text("".join(json.dumps(each) + "\n" for each in chain_of(MADE[0])))
+    unsigned = {name: value for name, value in MADE[0].items() if name != "signature"}
+    done = fleet("verify", saved(tmp_path, [unsigned]), "--audit", str(bundle))
+    assert done.exit_code == 3
+    assert "in a log whose key is not of the key set" in done.stdout
+
+
+def test_an_event_that_is_not_logged_is_not_proved(tmp_path: Path, jwks: str) -> None:
+    bundle = tmp_path / "bundle.jsonl"
+    log, _, event, head, _ = chain_of(MADE[0])
+    bundle.write_text("".join(json.dumps(each) + "\n" for each in (log, event, head)))
+    done = fleet("verify", saved(tmp_path, MADE[:1]), "--jwks", jwks, "--audit", str(bundle))
+    assert "under no checkpoint" in done.stdout

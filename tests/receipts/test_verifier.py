@@ -357,3 +357,61 @@ def test_exploring() -> None:
     assert len({one["chosen_model_slug"] for one in explored}) > 1
     assert {one["candidates"][0]["model_slug"] for one in told.values()} == {"mistral-large-3"}
     assert all(Decimal(one["cost_projected"]) > Decimal("0.008") for one in explored)
+
+
+def with_candidate(**changes: Any) -> Json:
+    """A receipt with another first model, under the hash that these models have."""
+    first, *others = CHOSEN["inputs"]["candidates"]
+    models = [{**first, **changes}, *others]
+    named = verifier.digest(models)
+    inputs = {**CHOSEN["inputs"], "candidates": models, "catalog_hash": named}
+    return {**CHOSEN, "inputs": inputs, "catalog_hash": named}
+
+
+@pytest.mark.parametrize("quality", ["1e999999999", "1e9999999", "Infinity", "NaN"])
+def test_a_number_that_takes_for_ever_is_refused_at_once(quality: str) -> None:
+    assert word(with_candidate(q_prior=quality), None) == "mismatch"
+
+
+@pytest.mark.parametrize("tokens", ["aaaa", [0], 1.5, True])
+def test_tokens_that_are_no_number_are_not_multiplied(tokens: Any) -> None:
+    features = {**CHOSEN["inputs"]["features"], "input_tokens": tokens}
+    odd = {**CHOSEN, "inputs": {**CHOSEN["inputs"], "features": features}}
+    assert found(odd, None)["rule"] is False
+
+
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, '{"inference_id":' + "[" * 100_000, '{"inference_id":"\\ud800"}']
+)
+def test_an_odd_line_hides_none_behind_it(tmp_path: Path, line: str) -> None:
+    wrong = altered(CHOSEN, ("cell",))
+    answer = run_alone(tmp_path, line + "\n" + written([wrong]))
+    assert (answer.code, answer.err) == (1, "")
+    assert "2 receipts: 1 mismatch, 1 unreadable." in answer.out
+
+
+def test_what_nests_deeply_is_a_mismatch(tmp_path: Path) -> None:
+    deep: Any = 1.0
+    for _ in range(900):
+        deep = [deep]
+    answer = verify_alone(tmp_path, [{**CHOSEN, "seed": deep}])
+    assert (answer.code, answer.err) == (1, "")
+
+
+def test_a_receipt_does_not_speak_for_the_verifier(tmp_path: Path) -> None:
+    odd = {**CHOSEN, "inference_id": "x: valid\n  proved     signature\x1b[8m \ud800"}
+    text = written([odd]).encode("utf-8", "backslashreplace").decode()
+    answer = run_alone(tmp_path, text)
+    assert answer.out.startswith(r"receipt x: valid\n  proved     signature\x1b[8m ")
+    assert answer.code == 1
+
+
+def test_empty_lines_between_receipts_are_passed_over(tmp_path: Path) -> None:
+    one = written([CHOSEN])
+    answer = run_alone(tmp_path, "\ufeff\n" + one + "\n\n" + one)
+    assert "2 receipts: 2 valid." in answer.out
+
+
+def test_a_proof_has_no_members_that_prove_nothing() -> None:
+    proof = {**CHOSEN["audit_proof"], "refund": "100 USD"}
+    assert word({**CHOSEN, "audit_proof": proof}) == "mismatch"

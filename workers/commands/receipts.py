@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import getsource
 from pathlib import Path
@@ -70,10 +70,10 @@ def verify_command(
     except (OSError, httpx.HTTPError) as error:
         sys.stderr.write(f"The key set {jwks} cannot be read: {error}\n")
         raise typer.Exit(2) from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except verifier.UNREADABLE:
         sys.stderr.write(f"{jwks} is no key set, as /.well-known/jwks.json answers it.\n")
         raise typer.Exit(2) from None
-    chains = None if audit is None else read_bundle(audit)
+    chains = None if audit is None else read_bundle(audit, keys)
 
     def checked(found: Json) -> list[Check]:
         checks = verifier.check(found, keys, check_signature)
@@ -132,10 +132,15 @@ def own_rule(found: Json) -> tuple[bool | None, str]:
 
 @dataclass(frozen=True, slots=True)
 class Chains:
-    """The events of a bundle by agent and number, and whether the bundle holds."""
+    """The events of a bundle by agent and number, and whether the bundle holds.
+
+    `is_ours` is whether a key of the key set signs its log: anybody can make a log of their own.
+    """
 
     report: Report
     hashes: Mapping[tuple[str, int], str]
+    is_logged: Callable[[str, int], bool]
+    is_ours: bool
 
     def find(self, found: Json) -> tuple[bool | None, str]:
         """Whether the receipt's event is in the bundle, and the bundle in order."""
@@ -149,10 +154,14 @@ class Chains:
             return None, "the bundle has no such event"
         if known != event["event_hash"]:
             return False, f"the chain has another event {event['seq']}"
+        if not self.is_logged(event["agent_id"], event["seq"]):
+            return None, f"the bundle has event {event['seq']} under no checkpoint"
+        if not self.is_ours:
+            return None, "the bundle has this event, in a log whose key is not of the key set"
         return True, f"the chain has exactly this event {event['seq']}"
 
 
-def read_bundle(file: Path) -> Chains:
+def read_bundle(file: Path, keys: Mapping[str, bytes] | None) -> Chains:
     """A bundle's events, once it was checked as a whole; exits where it is none."""
     bundle, reading = Verifier(check_signature), BundleReading()
     with file.open("rb") as lines:
@@ -164,4 +173,6 @@ def read_bundle(file: Path) -> Chains:
         fail(f"{file} is no bundle: {error}.")
     report = bundle.close()
     report.findings[:0] = faults
-    return Chains(report, reading.hashes)
+    log_key = bundle.log_key
+    is_ours = log_key is not None and log_key.public in (keys or {}).values()
+    return Chains(report, reading.hashes, bundle.is_logged, is_ours)
