@@ -5,8 +5,6 @@ looking costs nothing. An order over the control channel changes them within a s
 engaged is read again whenever an order came, or may have been missed.
 """
 
-import asyncio
-import logging
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
@@ -15,22 +13,19 @@ from uuid import UUID
 
 from sqlalchemy import Index, Text, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import Field, SQLModel, col
 
 from shared.config import Settings
 from shared.control import KILLSWITCH
-from shared.db import TRANSIENT, Database
+from shared.db import Database
 from shared.domain.spending import ALL, Thresholds
 from shared.errors import KillswitchEngaged
 from shared.metrics import KILLSWITCH_ENGAGED
 from shared.models import NEW_ID, moment, money
 from shared.operators import record_act
+from shared.rereading import Rereading
 
-log = logging.getLogger(__name__)
-
-READ_AGAIN_S = 0.5
 _ENGAGED = text("released_at IS NULL")
 _NOTE_CALLS = text(
     """
@@ -163,18 +158,15 @@ class Killswitch:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._engaged: frozenset[str] = frozenset()
-        self._stale = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._rereading = Rereading("killswitch", self._read)
 
     async def start(self) -> None:
         """Read what is engaged; raises if Postgres does not answer."""
         await self._read()
-        self._task = asyncio.create_task(self._keep_reading(), name="killswitch")
+        self._rereading.start()
 
     async def aclose(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._rereading.aclose()
 
     def check(self, tenant_id: str) -> None:
         """Raises `KillswitchEngaged` if new calls of this tenant are stopped."""
@@ -191,11 +183,11 @@ class Killswitch:
             return
         if order["engaged"]:
             self._keep(self._engaged | {order["scope"]})
-        self._stale.set()
+        self._rereading.tell()
 
     def missed(self) -> None:
         """Orders may have been missed."""
-        self._stale.set()
+        self._rereading.tell()
 
     def _keep(self, engaged: frozenset[str]) -> None:
         self._engaged = engaged
@@ -205,16 +197,5 @@ class Killswitch:
         async with self._db.everyone() as session:
             found = frozenset(row.scope for row in await engaged_switches(session))
         # an order that came meanwhile may be newer than what was read
-        if not self._stale.is_set():
+        if not self._rereading.is_stale:
             self._keep(found)
-
-    async def _keep_reading(self) -> None:
-        while True:
-            await self._stale.wait()
-            self._stale.clear()
-            try:
-                await self._read()
-            except (SQLAlchemyError, *TRANSIENT) as error:
-                log.warning("killswitch_not_read", extra={"error": repr(error)})
-                self._stale.set()
-                await asyncio.sleep(READ_AGAIN_S)

@@ -3,19 +3,15 @@
 The books worker measures and writes (workers/latencies.py); a decision looks at nothing but memory.
 """
 
-import asyncio
-import logging
 from collections.abc import Mapping
 from datetime import datetime
 
 from sqlalchemy import Text
-from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Field, SQLModel
 
-from shared.db import TRANSIENT, Database
+from shared.db import Database
 from shared.models import moment
-
-log = logging.getLogger(__name__)
+from shared.rereading import Rereading
 
 # What was not measured again for so long is unknown: the books worker is gone, or the model idle.
 KNOWN_FOR_S = 300
@@ -41,29 +37,18 @@ class Latencies:
 
     def __init__(self, db: Database, every_s: float) -> None:
         self._db = db
-        self._every_s = every_s
-        self._task: asyncio.Task[None] | None = None
+        # the last ones stay while Postgres is away: to know nothing would let slow models in
+        self._rereading = Rereading("latencies", self.read, every_s)
         self.by_model: Mapping[str, int] = {}
 
     async def start(self) -> None:
         """Read once, so that the first decision knows what there is to know, then now and then."""
         await self.read()
-        self._task = asyncio.create_task(self._read_on(), name="latencies")
+        self._rereading.start()
 
     async def aclose(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._rereading.aclose()
 
     async def read(self) -> None:
         rows = await self._db.run(_KNOWN, known_for_s=KNOWN_FOR_S)
         self.by_model = {row.slug: row.p95_ms for row in rows}
-
-    async def _read_on(self) -> None:
-        while True:
-            await asyncio.sleep(self._every_s)
-            try:
-                await self.read()
-            except (SQLAlchemyError, *TRANSIENT) as error:
-                # the last ones stay: to know nothing would let slow models in
-                log.warning("latencies_not_read", extra={"error": type(error).__name__})

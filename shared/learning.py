@@ -1,22 +1,20 @@
 """Rewards and estimates as they are stored, and the estimates as a worker has them at hand."""
 
-import asyncio
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import BigInteger, Column, DateTime, Identity, Index, SmallInteger, Text, text
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.exc import DBAPIError
 from sqlmodel import Field, SQLModel
 
-from shared.db import TRANSIENT, Database
+from shared.db import Database
 from shared.domain.evidence import Empirical
 from shared.domain.learning import offered
 from shared.models import document, moment
+from shared.rereading import Rereading
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +70,9 @@ class EmpiricalQuality(Mapping[str, Mapping[str, Empirical]]):
 
     def __init__(self, db: Database, refresh_s: float) -> None:
         self._db = db
-        self._refresh_s = refresh_s
+        self._rereading = Rereading("estimates", self.refresh, refresh_s)
         self._version = 0
         self._offered: Mapping[str, Mapping[str, Empirical]] = {}
-        self._task: asyncio.Task[None] | None = None
 
     def __getitem__(self, task_type: str) -> Mapping[str, Empirical]:
         return self._offered[task_type]
@@ -92,13 +89,11 @@ class EmpiricalQuality(Mapping[str, Mapping[str, Empirical]]):
         return self._version
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="empirical")
+        self._rereading.tell()
+        self._rereading.start()
 
     async def aclose(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await self._rereading.aclose()
 
     async def refresh(self) -> None:
         """Take over the newest snapshot, if there is a newer one. Errors are the database's."""
@@ -110,11 +105,3 @@ class EmpiricalQuality(Mapping[str, Mapping[str, Empirical]]):
             }
             self._version = rows[0].version
             log.info("estimates_read", extra={"version": self._version})
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self.refresh()
-            except (DBAPIError, *TRANSIENT) as away:
-                log.warning("estimates_not_read", extra={"error": type(away).__name__})
-            await asyncio.sleep(self._refresh_s)

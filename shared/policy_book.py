@@ -4,24 +4,17 @@ They are kept in memory, so that a call asks nobody for them, and read again whe
 or may have been missed. So what an operator publishes or flips is heard within a second.
 """
 
-import asyncio
-import logging
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from shared.control import POLICIES
-from shared.db import TRANSIENT, Database
+from shared.db import Database
 from shared.domain.policy_version import FLAT_POLICY, PolicyVersion
 from shared.domain.routing_policy import KNOWN, CallerPolicy, caller_policy
 from shared.metrics import PREFERENCE_LIVE
 from shared.policies import active_version, known_versions, preference_gate
-
-log = logging.getLogger(__name__)
-
-READ_AGAIN_S = 0.5
+from shared.rereading import Rereading
 
 
 class PolicyBook:
@@ -32,8 +25,7 @@ class PolicyBook:
     def __init__(self, db: Database, preference_live: bool = False) -> None:
         self._db = db
         self._first = preference_live
-        self._stale = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._rereading = Rereading("policies", self.read)
         self.edition = 1
         self.versions: Mapping[str, PolicyVersion] = KNOWN
         self.active = FLAT_POLICY
@@ -42,12 +34,10 @@ class PolicyBook:
     async def start(self) -> None:
         """Read what there is; raises if Postgres does not answer."""
         await self.read()
-        self._task = asyncio.create_task(self._keep_reading(), name="policies")
+        self._rereading.start()
 
     async def aclose(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._rereading.aclose()
 
     def policy_of(
         self, tenant_policy: Mapping[str, Any], agent_min_quality: Decimal | None
@@ -58,17 +48,17 @@ class PolicyBook:
         """
         named = tenant_policy.get("policy_version")
         if named is not None and named not in self.versions:
-            self._stale.set()
+            self._rereading.tell()
         return caller_policy(tenant_policy, agent_min_quality, self.versions, self.active)
 
     def obey(self, order: Mapping[str, Any]) -> None:
         """An order over the control channel; what it is about is looked up."""
         if order["type"] == POLICIES:
-            self._stale.set()
+            self._rereading.tell()
 
     def missed(self) -> None:
         """Orders may have been missed."""
-        self._stale.set()
+        self._rereading.tell()
 
     async def read(self) -> None:
         """Look all of it up. Raises if Postgres does not answer."""
@@ -84,14 +74,3 @@ class PolicyBook:
         if (versions, active, live) != (self.versions, self.active, self.preference_live):
             self.versions, self.active, self.preference_live = versions, active, live
             self.edition += 1
-
-    async def _keep_reading(self) -> None:
-        while True:
-            await self._stale.wait()
-            self._stale.clear()
-            try:
-                await self.read()
-            except (SQLAlchemyError, *TRANSIENT) as error:
-                log.warning("policies_not_read", extra={"error": repr(error)})
-                self._stale.set()
-                await asyncio.sleep(READ_AGAIN_S)

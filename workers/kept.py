@@ -6,7 +6,6 @@ under its own id. The database counts its attempts, so it starts no attempt over
 """
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
@@ -17,7 +16,7 @@ from shared.control import CANCEL, give_order
 from shared.db import Connection
 from shared.keys import SealBroken
 from shared.queue import Priority
-from workers.rounds import put_off, round_connection
+from workers.rounds import put_off, round_connection, within
 from workers.sweep import BooksDeps
 
 log = logging.getLogger(__name__)
@@ -75,10 +74,10 @@ async def drive_kept_calls(ctx: Mapping[str, Any]) -> int:
 
 
 async def _round(connection: Connection, deps: BooksDeps) -> int:
-    after, driven, ends_at = UUID(int=0), 0, time.monotonic() + ROUND_S
+    after, driven = UUID(int=0), 0
     patience_s = deps.settings.redrive_after_s
     await connection.execute(_CLOSE)
-    while time.monotonic() < ends_at:
+    for _ in within(ROUND_S):
         page = await connection.fetch(_OPEN, after, patience_s, PAGE)
         if not page:
             break

@@ -42,7 +42,7 @@ class Leases:
         self._renew = pool.register_script(RENEW)
 
     def from_now(self) -> float:
-        """Until when a lease lasts at least that is asked for now."""
+        """Until when a lease lasts at least that is asked for at this moment."""
         return asyncio.get_running_loop().time() + self.lease_us / 1_000_000
 
     def begin(self, key: str, until: float) -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial, wraps
 from typing import Any, TypeVar, cast
@@ -41,6 +42,13 @@ def _of_a_server_away(error: DBAPIError) -> bool:
     if isinstance(error, (OperationalError, InterfaceError)) or error.connection_invalidated:
         return True
     return error.orig is not None and isinstance(error.orig.__cause__, TRANSIENT)
+
+
+def within(seconds: float) -> Iterator[None]:
+    """Turns for a round's loop while it has time; what it does not reach the next one does."""
+    ends_at = time.monotonic() + seconds
+    while time.monotonic() < ends_at:
+        yield
 
 
 @asynccontextmanager

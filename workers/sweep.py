@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,7 +23,7 @@ from shared.stream import Record, RecordKind, pack_failure
 from workers.call import Outcome
 from workers.checkpoints import Checkpointer
 from workers.ledger import Ledger
-from workers.rounds import put_off, round_connection
+from workers.rounds import put_off, round_connection, within
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +79,8 @@ async def release_expired_holds(ctx: Mapping[str, Any]) -> int:
 
 async def _sweep(connection: Connection, deps: BooksDeps) -> int:
     """Page by page, so that one that cannot be settled stands in nobody's way."""
-    swept, after, ends_at = 0, (datetime.min.replace(tzinfo=UTC), UUID(int=0)), ROUND_S
-    ends_at += time.monotonic()
-    while time.monotonic() < ends_at:
+    swept, after = 0, (datetime.min.replace(tzinfo=UTC), UUID(int=0))
+    for _ in within(ROUND_S):
         page = await connection.fetch(EXPIRED_HOLDS, *after, SWEEP_PAGE)
         # side by side they share the commits of the settler's batches
         swept += sum(await asyncio.gather(*[_release(row, deps) for row in page]))
@@ -126,9 +124,9 @@ async def sign_checkpoint(ctx: Mapping[str, Any]) -> int:
 async def expire_grants(ctx: Mapping[str, Any]) -> int:
     """Take back what is left of preview grants that have ended. Returns how many ended."""
     deps: BooksDeps = ctx["deps"]
-    ended, ends_at = 0, time.monotonic() + ROUND_S
+    ended = 0
     async with round_connection(deps.db) as connection:
-        while time.monotonic() < ends_at:
+        for _ in within(ROUND_S):
             some: int = await connection.fetchval(
                 "SELECT count(*) FROM expire_grants($1)", GRANTS_PAGE
             )

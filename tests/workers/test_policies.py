@@ -170,7 +170,7 @@ async def test_the_book_reads_again_when_it_may_have_missed_something(
             await publish(session, "task-floors-1", "", "test")
             await session.commit()
         book.obey({"type": "killswitch", "scope": "all", "engaged": False})
-        assert not book._stale.is_set()
+        assert not book._rereading.is_stale
         book.missed()
         async with asyncio.timeout(20):
             while book.edition == edition:
