@@ -36,6 +36,10 @@ from shared.errors import Draining, Overloaded
 
 log = logging.getLogger(__name__)
 
+_ENLARGE = text(
+    "SELECT * FROM enlarge_hold(cast(:id AS uuid), :attempt, :extra, :ttl_s, cast(:guard AS jsonb))"
+)
+
 APP_ROLE = "ainfera_app"
 APPLICATION_NAME = "ainfera"
 BATCH_LIMIT = 32
@@ -149,14 +153,14 @@ class Database:
         return await connect(self._url, APP_ROLE, application_name, timeout_s=timeout_s)
 
     async def enlarge_hold(
-        self, inference_id: str, attempt: int, extra: Decimal, ttl_s: int
+        self, inference_id: str, attempt: int, extra: Decimal, ttl_s: int, guard: str = "{}"
     ) -> dict[str, Any]:
         """Enlarge a hold by `extra` USD and lease it for `ttl_s` from now; an `ExtendOutcome`
-        as `result`, and the figures that it was decided by."""
-        statement = text("SELECT * FROM enlarge_hold(cast(:id AS uuid), :attempt, :extra, :ttl_s)")
+        as `result`, and the figures that it was decided by. `guard` has the thresholds."""
         bound = {"id": inference_id, "attempt": attempt, "extra": extra, "ttl_s": ttl_s}
+        bound["guard"] = guard
         async with self._autocommit.connect() as connection:
-            return dict((await connection.execute(statement, bound)).mappings().one())
+            return dict((await connection.execute(_ENLARGE, bound)).mappings().one())
 
     async def run(self, statement: str, **bound: Any) -> Sequence[Row[Any]]:
         """The rows of one statement about everyone, a transaction by itself: one round trip."""
@@ -219,6 +223,8 @@ class _Waiting:
 class Committer:
     """Calls one SQL function of the form `fn(batch jsonb)` for whatever waits, at most 32 items.
 
+    `more` is JSON that goes with every batch, to a function of the form `fn(batch, more jsonb)`.
+
     There is no timer: while one batch is under way, the next one gathers. Every item has an
     `inference_id`, by which its row of the answer is found; two items of one inference never
     travel together. A batch that Postgres refuses is tried again item by item, so that one bad
@@ -235,11 +241,13 @@ class Committer:
         patience_s: float | None = None,
         batch_limit: int = BATCH_LIMIT,
         queue_limit: int = QUEUE_LIMIT,
+        more: str | None = None,
     ) -> None:
         if not function.isidentifier():
             raise ValueError(f"{function!r} is not the name of a function")
         self._db = db
         self._function = function
+        self._more = () if more is None else (more,)
         self._patience_s = patience_s
         self._batch_limit = batch_limit
         self._room = asyncio.Semaphore(queue_limit)
@@ -333,7 +341,7 @@ class Committer:
             payload = (b"[" + b",".join(waiting.text for waiting in wanted) + b"]").decode()
             try:
                 statement = self._statement or await self._connect()
-                records = await statement.fetch(payload, timeout=CALL_TIMEOUT_S)
+                records = await statement.fetch(payload, *self._more, timeout=CALL_TIMEOUT_S)
             except TRANSIENT as error:
                 log.warning(
                     "database_away",
@@ -351,7 +359,7 @@ class Committer:
     async def _connect(self) -> Statement:
         self._connection = await self._db.connect_raw(f"{APPLICATION_NAME} {self._function}")
         self._statement = await self._connection.prepare(
-            f"SELECT * FROM {self._function}($1::jsonb)"
+            f"SELECT * FROM {self._function}($1::jsonb{', $2::jsonb' if self._more else ''})"
         )
         return self._statement
 

@@ -8,7 +8,13 @@ from typing import Any
 
 from shared.domain.inference import Failure
 from shared.domain.ledger import ZERO
-from shared.errors import AinferaError, InsufficientFunds, Overloaded, SpendPolicyExceeded
+from shared.errors import (
+    AinferaError,
+    InsufficientFunds,
+    KillswitchEngaged,
+    Overloaded,
+    SpendPolicyExceeded,
+)
 
 CAPS = {
     "PER_CALL_CAP": "the agent's per-call cap",
@@ -23,8 +29,9 @@ class Held:
     """What the database said to a hold, or to a larger one; money in US dollars.
 
     `result` is `OPENED`, `EXTENDED`, `EXISTS`, `SETTLED`, `FENCED`, `UNAVAILABLE`, or a refusal:
-    `AGENT_UNKNOWN`, `PER_CALL_CAP`, `DAILY_CAP`, `TENANT_CAP`, `INSUFFICIENT_FUNDS`. `cap` is the
-    cap at fault; the tenant's figures are known where it has one.
+    `AGENT_UNKNOWN`, `PER_CALL_CAP`, `DAILY_CAP`, `TENANT_CAP`, `INSUFFICIENT_FUNDS`, `KILLSWITCH`.
+    `cap` is the cap, or the killswitch's threshold, at fault; the tenant's figures are known where
+    it has a cap.
     """
 
     result: str
@@ -95,6 +102,8 @@ def outgrown(held: Held, extra_usd: Decimal) -> Failure:
         error = over_cap(held, extra_usd)
     elif held.result == "INSUFFICIENT_FUNDS":
         error = out_of_funds(held, extra_usd)
+    elif held.result == "KILLSWITCH":
+        error = KillswitchEngaged()
     else:
         error = Overloaded("No more money could be held for it: the database does not answer.")
     failure = error.failure()

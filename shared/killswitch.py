@@ -1,8 +1,10 @@
 """The switch that stops spending, for one tenant or for all: kept in Postgres, heard everywhere.
 
-Every process that lets calls in, or runs them, keeps the engaged scopes in memory, so that
-looking costs nothing. An order over the control channel changes them within a second; what was
-engaged is read again whenever an order came, or may have been missed.
+Postgres holds no money for a call while its scope is engaged, and engages a scope where a hold
+would pass its threshold: once it is engaged no call begins. Every process that lets calls in, or
+runs them, keeps the engaged scopes in memory as well, so that most are refused without a word to
+Postgres. An order over the control channel changes them within a second; what was engaged is read
+again whenever an order came, or may have been missed.
 """
 
 from collections.abc import Mapping
@@ -11,8 +13,8 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+import orjson
 from sqlalchemy import Index, Text, func, select, text, update
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import Field, SQLModel, col
 
@@ -27,14 +29,10 @@ from shared.operators import record_act
 from shared.rereading import Rereading
 
 _ENGAGED = text("released_at IS NULL")
-_NOTE_CALLS = text(
-    """
-INSERT INTO killswitch_calls (killswitch_id, inference_id, tenant_id, held_usd)
-SELECT :switch, i.id, i.tenant_id, i.hold_usd FROM inferences i
- WHERE i.state = 'held' AND (:scope = 'all' OR i.tenant_id::text = :scope)
-ON CONFLICT DO NOTHING
-"""
-)
+_NO_CALL_BEGINS = text("SELECT pg_advisory_xact_lock(killswitch_lock())")
+_ENGAGE = text("SELECT engage_killswitch(:scope, :reason, :actor, :spent, :threshold)")
+_COUNT_ANEW = text("SELECT forget_killswitch_spending(:scope)")
+_NOTE_CALLS = text("SELECT note_killswitch_calls(:switch, :scope)")
 
 
 class KillswitchRow(SQLModel, table=True):
@@ -103,6 +101,17 @@ async def read_thresholds(session: AsyncSession, settings: Settings) -> dict[str
     }
 
 
+def guard(settings: Settings) -> str:
+    """The settings' thresholds as `open_inferences` and `enlarge_hold` take them."""
+    system, tenant = settings.killswitch_system_usd, settings.killswitch_tenant_usd
+    told = {
+        "window_s": settings.killswitch_window_s,
+        "system_usd": None if system is None else f"{system:f}",
+        "tenant_usd": None if tenant is None else f"{tenant:f}",
+    }
+    return orjson.dumps(told).decode()
+
+
 async def engage(
     session: AsyncSession,
     scope: str,
@@ -112,25 +121,21 @@ async def engage(
     spent_usd: Decimal | None = None,
     threshold_usd: Decimal | None = None,
 ) -> bool:
-    """Stop new calls of a scope; False if they are stopped already. The caller commits."""
-    values = {
-        "scope": scope,
-        "reason": reason,
-        "engaged_by": actor,
-        "spent_usd": spent_usd,
-        "threshold_usd": threshold_usd,
-    }
-    engaging = insert(KillswitchRow).values(**values)
-    engaging = engaging.on_conflict_do_nothing(index_elements=["scope"], index_where=_ENGAGED)
-    done = await session.scalar(engaging.returning(col(KillswitchRow.id)))
-    if done is not None:
-        await _note_calls_under_way(session, done, scope)
-        await record_act(session, "killswitch.engage", scope, actor=actor, reason=reason)
-    return done is not None
+    """Stop new calls of a scope; False if they are stopped already. The caller commits, at once:
+    no call begins meanwhile. Each one either holds its money before, and is noted, or is refused.
+    """
+    await session.execute(_NO_CALL_BEGINS)
+    bound = {"spent": spent_usd, "threshold": threshold_usd}
+    told = {"scope": scope, "reason": reason, "actor": actor, **bound}
+    return bool(await session.scalar(_ENGAGE, told))
 
 
 async def release(session: AsyncSession, scope: str, reason: str, actor: str) -> bool:
-    """Let calls of a scope in again; False if they were not stopped. The caller commits."""
+    """Let calls of a scope in again; False if they were not stopped. The caller commits.
+
+    What it spent until now counts for no threshold of this scope any more.
+    """
+    await session.execute(_COUNT_ANEW, {"scope": scope})
     releasing = (
         update(KillswitchRow)
         .where(col(KillswitchRow.scope) == scope, col(KillswitchRow.released_at).is_(None))
@@ -139,17 +144,9 @@ async def release(session: AsyncSession, scope: str, reason: str, actor: str) ->
     )
     done = await session.scalar(releasing)
     if done is not None:
-        await _note_calls_under_way(session, done, scope)
+        await session.execute(_NOTE_CALLS, {"switch": done, "scope": scope})
         await record_act(session, "killswitch.release", scope, actor=actor, reason=reason)
     return done is not None
-
-
-async def _note_calls_under_way(session: AsyncSession, switch: UUID, scope: str) -> None:
-    """Keep for the closing statement which calls held money at this moment.
-
-    At the release too: a process that heard of the order late may have let a call in after it.
-    """
-    await session.execute(_NOTE_CALLS, {"switch": switch, "scope": scope})
 
 
 class Killswitch:

@@ -1,15 +1,47 @@
-"""What the books worker sees of spending, for every ingress to show; no tenant is named."""
+"""What thresholds are held against, in Postgres; and what the books worker sees of spending, for
+every ingress to show: there no tenant is named."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 import orjson
 from redis.asyncio import Redis
+from sqlalchemy import BigInteger, Boolean, Text, true
+from sqlmodel import Field, SQLModel
+
+from shared.models import moment, money
 
 SPENDING_KEY = "ainfera:spending"
 # a worker that is gone says nothing, rather than what was true once
 SAID_FOR_S = 10
+
+
+class KillswitchWindowRow(SQLModel, table=True):
+    """One row: between which moments `KillswitchSpentRow.settled_usd` is counted, and the moment up
+    to which it can be once all transactions with numbers below `next_xid` are over."""
+
+    __tablename__ = "killswitch_window"
+
+    single: bool = Field(
+        primary_key=True, sa_type=Boolean, sa_column_kwargs={"server_default": true()}
+    )
+    counted_from: datetime = moment()
+    counted_to: datetime = moment()
+    next_to: datetime | None = moment(optional=True)
+    next_xid: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class KillswitchSpentRow(SQLModel, table=True):
+    """What a scope settled while it was counted; and what it settled in the window and holds, at
+    most. None is not known. Whoever holds money where there is a threshold locks it."""
+
+    __tablename__ = "killswitch_spent"
+
+    scope: str = Field(primary_key=True, sa_type=Text)
+    settled_usd: Decimal = money(default=0)
+    at_most_usd: Decimal | None = money(optional=True)
 
 
 @dataclass(frozen=True, slots=True)

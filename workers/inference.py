@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 3
 
 OPENED = frozenset({"OPENED", "EXISTS"})
-TOO_DEAR = frozenset({*CAPS, "INSUFFICIENT_FUNDS"})
+TOO_DEAR = frozenset({*CAPS, "INSUFFICIENT_FUNDS", "KILLSWITCH"})
 
 
 async def run_inference(ctx: Mapping[str, Any], inference_id: str) -> None:
@@ -172,6 +172,8 @@ async def carry_out(call: Call, deps: Deps) -> None:
         if held.result == "FENCED":  # a dead letter has it; who waited for it was told
             log.warning("call_is_dead", extra={"attempt": call.attempt})
             return
+        if held.result == "KILLSWITCH":
+            deps.killswitch.missed()  # Postgres knows of one that this process has not heard of
         refusal = refused_by_ledger(held, plan)
     await finish(call, plan, refusal or await ask_until_answered(call, plan, deps), deps)
 
@@ -240,6 +242,8 @@ def refused_by_ledger(held: Held, plan: Plan) -> Ending | None:
         return None
     if held.result in CAPS:
         return Ending(Outcome.REJECTED_CAP, failure=over_cap(held, plan.hold_usd).failure())
+    if held.result == "KILLSWITCH":
+        return Ending(Outcome.REJECTED_CAP, failure=KillswitchEngaged().failure())
     if held.result == "INSUFFICIENT_FUNDS":
         error: AinferaError = out_of_funds(held, plan.hold_usd)
     else:

@@ -15,16 +15,21 @@ log = logging.getLogger(__name__)
 
 OPEN = "open_inferences"
 SETTLE = "end_inferences"
+NO_THRESHOLDS = "{}"
 # New work is turned away when the database is gone for so long; finished work waits for it.
 HOLD_PATIENCE_S = 5.0
 
 
 class Ledger:
-    """Two committers, each with a connection of its own: holds never wait behind settlements."""
+    """Two committers, each with a connection of its own: holds never wait behind settlements.
 
-    def __init__(self, db: Database) -> None:
+    `guard` has the killswitch's thresholds, as `shared.killswitch.guard` makes it of the settings.
+    """
+
+    def __init__(self, db: Database, guard: str = NO_THRESHOLDS) -> None:
         self._db = db
-        self._opener = Committer(db, OPEN, patience_s=HOLD_PATIENCE_S)
+        self._guard = guard
+        self._opener = Committer(db, OPEN, patience_s=HOLD_PATIENCE_S, more=guard)
         self._settler = Committer(db, SETTLE)
 
     async def start(self) -> None:
@@ -70,7 +75,7 @@ class Ledger:
         A database that is away refuses too: `UNAVAILABLE`. No money is promised without it.
         """
         try:
-            row = await self._db.enlarge_hold(inference_id, attempt, extra, ttl_s)
+            row = await self._db.enlarge_hold(inference_id, attempt, extra, ttl_s, self._guard)
         except (SQLAlchemyError, *TRANSIENT) as error:
             log.warning("hold_not_extended", extra={"error": repr(error)})
             return Held("UNAVAILABLE", attempt)

@@ -14,7 +14,7 @@ from shared.control import CANCEL, ControlListener
 from shared.db import Database
 from shared.heap import settle_heap
 from shared.kept import KeptCalls
-from shared.killswitch import Killswitch
+from shared.killswitch import Killswitch, guard
 from shared.live_routing import LiveRouting
 from shared.publisher import Publisher
 from shared.queue import (
@@ -71,7 +71,7 @@ def inference_worker(settings: Settings) -> FleetWorker:
     async def startup(ctx: dict[str, Any]) -> None:
         configs = provider_configs()
         db = Database(settings)
-        ledger = Ledger(db)
+        ledger = Ledger(db, guard(settings))
         await ledger.start()
         publisher = Publisher(ctx["redis"], settings.coalesce_ms / 1000, ReplayLimits.of(settings))
         publisher.start()

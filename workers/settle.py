@@ -39,6 +39,8 @@ def hold_item(call: Call, plan: Plan, deps: Deps) -> dict[str, Any]:
         "ttl_s": deps.settings.hold_ttl_s,
         "event": routed.wire(),
     }
+    if plan.drawn:
+        item["tentative"] = True  # the dice may not engage the killswitch
     if call.envelope.attribution:
         item["attribution"] = call.envelope.attribution
     return item

@@ -142,6 +142,7 @@ class OpenOutcome(StrEnum):
     DAILY_CAP = "DAILY_CAP"
     TENANT_CAP = "TENANT_CAP"
     INSUFFICIENT_FUNDS = "INSUFFICIENT_FUNDS"
+    KILLSWITCH = "KILLSWITCH"
 
 
 class ExtendOutcome(StrEnum):
@@ -152,6 +153,7 @@ class ExtendOutcome(StrEnum):
     DAILY_CAP = "DAILY_CAP"
     TENANT_CAP = "TENANT_CAP"
     INSUFFICIENT_FUNDS = "INSUFFICIENT_FUNDS"
+    KILLSWITCH = "KILLSWITCH"
     FENCED = "FENCED"
 
 

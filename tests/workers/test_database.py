@@ -36,6 +36,7 @@ from shared.models import METADATA, AccountRow, LedgerEntryRow
 from shared.operators import OperatorEventRow
 from shared.policies import PolicyPublicationRow, PolicyVersionRow, RoutingGateRow
 from shared.quotes import QuoteRow, QuoteUseRow
+from shared.spending import KillswitchSpentRow, KillswitchWindowRow
 from tests.workers.ledger_cases import call, ending, hold, new_agent
 from tests.workers.letter_cases import burial
 
@@ -59,7 +60,9 @@ ELSEWHERE = (
     KeptCallRow,
     KillswitchCallRow,
     KillswitchRow,
+    KillswitchSpentRow,
     KillswitchThresholdRow,
+    KillswitchWindowRow,
     MasterKeyProofRow,
     ModelLatencyRow,
     OperatorEventRow,

@@ -16,13 +16,13 @@ from sqlalchemy import text
 from shared.closing_statement import CSV_HEADER, find_switch, read_statement, statement_pages
 from shared.config import Settings
 from shared.control import CONTROL_CHANNEL
-from shared.db import Connection, Database
+from shared.db import Connection, Database, connect
 from shared.domain.spending import ALL, Passed
 from shared.domain.spreadsheet import csv_line
 from shared.killswitch import KillswitchThresholdRow, engaged_switches, release
 from shared.spending import hear_spending
 from tests.ingress.call_cases import leave
-from tests.workers.ledger_cases import Agent, call, ending, hold, new_agent
+from tests.workers.ledger_cases import Agent, call, ending, hold, new_agent, results
 from workers.spending import THRESHOLD, SpendWatch
 
 Watch = Callable[..., SpendWatch]
@@ -163,11 +163,11 @@ async def test_an_operators_threshold_wins(
     ledger_db: Connection, watch: Watch, db: Database
 ) -> None:
     tight, free = await new_agent(ledger_db), await new_agent(ledger_db)
-    await set_threshold(db, tight.tenant_id, "0.5")
-    await set_threshold(db, free.tenant_id, None)
     for agent in (tight, free):
         await leave(ledger_db, agent, "1")
         await leave(ledger_db, agent, "1")
+    await set_threshold(db, tight.tenant_id, "0.5")
+    await set_threshold(db, free.tenant_id, None)
     engaged = {over.scope for over in await watch(killswitch_tenant_usd="1.9").look()}
     assert tight.tenant_id in engaged
     assert free.tenant_id not in engaged
@@ -201,11 +201,13 @@ async def test_one_that_was_engaged_and_not_told_is_told_by_the_next_worker(
 
 
 async def test_the_closing_statement_says_what_was_stopped_and_what_it_cost(
-    ledger_db: Connection, watch: Watch, db: Database
+    ledger_db: Connection, watch: Watch, db: Database, owner_url: str
 ) -> None:
+    """A call that began after it, as older versions let some in, is told as one."""
+    owner = await connect(owner_url, None, "test")
     agent, other = await new_agent(ledger_db), await new_agent(ledger_db)
-    running, long = hold(agent, "0.5"), hold(agent, "0.25")
-    await call(ledger_db, "open_inferences", running, long, hold(other, "0.5"))
+    running, long, early = hold(agent, "0.5"), hold(agent, "0.25"), hold(agent, "0.1")
+    await call(ledger_db, "open_inferences", running, long, early, hold(other, "0.5"))
     before = await leave(ledger_db, agent, "0.4")
     watching = watch(killswitch_tenant_usd="1")
     assert len(await watching.look()) == 1
@@ -213,12 +215,15 @@ async def test_the_closing_statement_says_what_was_stopped_and_what_it_cost(
     stopped.append(await leave(ledger_db, agent, "0", "rejected_cap", routed=False, **STOPPED))
     by_a_cap = await leave(ledger_db, agent, "0", "rejected_cap", refused=True, code="spend_policy")
     await leave(ledger_db, other, "0", "rejected_cap", **STOPPED)
-    late = await leave(ledger_db, agent, "0.1")
+    assert await results(ledger_db, "open_inferences", hold(agent, "0.1")) == ["KILLSWITCH"]
+    late = early["inference_id"]
+    await owner.execute("UPDATE inferences SET created_at = now() WHERE id = $1", UUID(late))
+    await call(ledger_db, "settle_inferences", ending(agent, late, "0.1"))
     await call(ledger_db, "settle_inferences", ending(agent, running["inference_id"], "0.3"))
     statement = await _statement(db)
     assert statement["scope"] == agent.tenant_id
     assert statement["engaged_by"] == THRESHOLD
-    assert (statement["spent_usd"], statement["threshold_usd"]) == ("1.150000000", "1.000000000")
+    assert (statement["spent_usd"], statement["threshold_usd"]) == ("1.250000000", "1.000000000")
     assert statement["released_at"] is None
     assert statement["stopped"] == {"calls": 4, "inference_ids": stopped}
     assert by_a_cap not in str(statement)
@@ -242,6 +247,7 @@ async def test_the_closing_statement_says_what_was_stopped_and_what_it_cost(
     rows = await _table(db)
     assert [row["call"] for row in rows].count("stopped") == 4
     assert sum(Decimal(row["cost_usd"]) for row in rows) == Decimal("0.6")
+    await owner.close()
 
 
 async def _statement(db: Database) -> Any:

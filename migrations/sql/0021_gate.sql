@@ -1,0 +1,127 @@
+-- Whoever holds money has this lock with others; whoever engages the killswitch waits until nobody
+-- has it. So a call is among those under way at the engagement, or it is refused.
+CREATE FUNCTION killswitch_lock() RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
+  SELECT 5346891077620147523
+$$;
+
+-- Engage the killswitch for a scope, unless it is engaged: note the calls that hold money, and the
+-- act. A threshold engages it under the lock of its scope, and an operator under `killswitch_lock`.
+CREATE FUNCTION engage_killswitch(
+  stopped text, why text, who text, spent numeric DEFAULT NULL, threshold numeric DEFAULT NULL
+) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+  switch uuid;
+BEGIN
+  INSERT INTO killswitches (scope, engaged_at, engaged_by, reason, spent_usd, threshold_usd)
+    VALUES (stopped, clock_timestamp(), who, why, spent, threshold)
+    ON CONFLICT (scope) WHERE released_at IS NULL DO NOTHING RETURNING id INTO switch;
+  IF switch IS NULL THEN
+    RETURN false;
+  END IF;
+  PERFORM note_killswitch_calls(switch, stopped);
+  INSERT INTO operator_events (actor, act, target, detail)
+    VALUES (who, 'killswitch.engage', stopped, jsonb_build_object('reason', why));
+  RETURN true;
+END $$;
+
+-- For the closing statement: which calls of a scope hold money now.
+CREATE FUNCTION note_killswitch_calls(switch uuid, stopped text) RETURNS void LANGUAGE sql AS $$
+  INSERT INTO killswitch_calls (killswitch_id, inference_id, tenant_id, held_usd)
+    SELECT switch, i.id, i.tenant_id, i.hold_usd FROM inferences i
+     WHERE i.state = 'held' AND (stopped = 'all' OR i.tenant_id::text = stopped)
+    ON CONFLICT DO NOTHING
+$$;
+
+-- The scopes with a threshold that calls of these tenants count for, each locked until the end of
+-- the transaction: `all` makes all of them take turns, and a tenant's makes its own.
+-- guard: {window_s, tenant_usd, system_usd}, what the settings say; an operator's choice wins.
+CREATE FUNCTION killswitch_scopes(tenants uuid[], guard jsonb) RETURNS killswitch_scope[]
+LANGUAGE plpgsql AS $$
+DECLARE
+  names  text[];
+  limits numeric[];
+  found  killswitch_scope[];
+BEGIN
+  SELECT array_agg(s.scope), array_agg(s.usd) INTO names, limits
+    FROM (SELECT u.scope, CASE WHEN c.scope IS NULL THEN u.usual ELSE c.threshold_usd END AS usd
+            FROM (SELECT 'all' AS scope, (guard ->> 'system_usd')::numeric AS usual
+                   UNION
+                  SELECT t::text, (guard ->> 'tenant_usd')::numeric FROM unnest(tenants) t) u
+            LEFT JOIN killswitch_thresholds c ON c.scope = u.scope) s
+   WHERE s.usd IS NOT NULL;
+  IF names IS NULL THEN
+    RETURN NULL;
+  END IF;
+  INSERT INTO killswitch_spent (scope)
+    SELECT n FROM unnest(names) n
+     WHERE NOT EXISTS (SELECT FROM killswitch_spent k WHERE k.scope = n) ORDER BY n
+    ON CONFLICT DO NOTHING;
+  SELECT array_agg(ROW(l.scope, limits[array_position(names, l.scope)], l.at_most_usd, 0,
+                       false)::killswitch_scope)
+    INTO found
+    FROM (SELECT k.scope, k.at_most_usd FROM killswitch_spent k
+           WHERE k.scope = ANY (names) ORDER BY k.scope FOR NO KEY UPDATE) l;
+  RETURN found;
+END $$;
+
+-- May so much more be held? `passed` is the scope whose threshold it would pass, if there is one,
+-- the tenant's before that of all; else it is added to both. What is known at most is enough to say
+-- yes; to say no, all that counts is counted anew, once in a transaction. To reach a threshold
+-- exactly is not to pass it. The rule is `passed_by` in shared/domain/spending.py.
+CREATE FUNCTION killswitch_admit(
+  INOUT scopes killswitch_scope[], tenant uuid, asked numeric, window_s int,
+  OUT passed killswitch_scope
+) LANGUAGE plpgsql AS $$
+DECLARE
+  n int;
+  s killswitch_scope;
+  counts int[] := array(SELECT u.ord FROM unnest(scopes) WITH ORDINALITY AS u (scope, a, b, c, d, ord)
+                         WHERE u.scope IN ('all', tenant::text) ORDER BY u.scope = 'all');
+BEGIN
+  FOREACH n IN ARRAY counts LOOP
+    s := scopes[n];
+    IF NOT s.exact AND (s.at_most_usd + s.added_usd + asked <= s.threshold_usd) IS NOT TRUE THEN
+      scopes := killswitch_count(scopes, window_s);
+      s := scopes[n];
+    END IF;
+    IF s.at_most_usd + s.added_usd + asked > s.threshold_usd THEN
+      passed := s;
+      RETURN;
+    END IF;
+  END LOOP;
+  FOREACH n IN ARRAY counts LOOP
+    scopes[n].added_usd := scopes[n].added_usd + asked;
+  END LOOP;
+END $$;
+
+-- The same scopes with what they have spent at this moment, and not merely at most.
+CREATE FUNCTION killswitch_count(scopes killswitch_scope[], window_s int) RETURNS killswitch_scope[]
+LANGUAGE sql VOLATILE AS $$
+  SELECT array_agg(ROW(s.scope, s.threshold_usd, coalesce(x.spent_usd, 0), s.added_usd,
+                       true)::killswitch_scope ORDER BY s.ord)
+    FROM unnest(scopes) WITH ORDINALITY
+           AS s (scope, threshold_usd, at_most_usd, added_usd, exact, ord)
+    LEFT JOIN killswitch_spending(
+           (SELECT CASE WHEN bool_or(u.scope = 'all') THEN NULL
+                        ELSE array_agg(u.scope::uuid) FILTER (WHERE u.scope <> 'all') END
+              FROM unnest(scopes) u), window_s) x ON x.scope = s.scope
+$$;
+
+-- Keep what is known by now of the scopes that were locked.
+CREATE FUNCTION keep_killswitch_spent(scopes killswitch_scope[]) RETURNS void LANGUAGE sql AS $$
+  UPDATE killswitch_spent k SET at_most_usd = s.at_most_usd + s.added_usd
+    FROM unnest(scopes) s
+   WHERE k.scope = s.scope AND k.at_most_usd IS DISTINCT FROM s.at_most_usd + s.added_usd
+$$;
+
+-- A threshold stops its scope: more was asked for than may be spent.
+CREATE FUNCTION stop_at_threshold(s killswitch_scope, asked numeric, window_s int) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM engage_killswitch(
+    s.scope,
+    format('%s USD settled and held in %s s; a call that asked for %s USD more would have passed '
+           'the threshold of %s USD', trim_scale(s.at_most_usd + s.added_usd), window_s,
+           trim_scale(asked), trim_scale(s.threshold_usd)),
+    'threshold', s.at_most_usd + s.added_usd, s.threshold_usd);
+END $$;

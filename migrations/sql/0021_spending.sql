@@ -1,0 +1,140 @@
+-- Spending by tenant, as it counts for the tenant and as it counts for the whole system. The two
+-- differ where one of them was released after calls had begun: what began before a release was
+-- reason enough for the switch that it ended, and for no other. NULL for `tenants` means all.
+
+-- What was settled from `since` on and before `until`.
+CREATE FUNCTION killswitch_settled(since timestamptz, until timestamptz, tenants uuid[])
+RETURNS TABLE (tenant_id uuid, tenant_usd numeric, system_usd numeric)
+LANGUAGE sql STABLE AS $$
+  WITH releases AS MATERIALIZED (
+    SELECT k.scope, max(k.released_at) AS at FROM killswitches k
+     WHERE k.released_at IS NOT NULL GROUP BY k.scope
+  )
+  SELECT t.tenant_id,
+         coalesce(sum(t.amount) FILTER (WHERE r.at IS NULL OR i.created_at > r.at), 0),
+         coalesce(sum(t.amount) FILTER (WHERE a.at IS NULL OR i.created_at > a.at), 0)
+    FROM transfers t
+    JOIN inferences i ON i.id = t.inference_id
+    LEFT JOIN releases r ON r.scope = t.tenant_id::text
+    LEFT JOIN releases a ON a.scope = 'all'
+   WHERE t.credit_account = '00000000-0000-0000-0000-000000000001' AND t.kind = 'usage'
+     AND t.created_at >= since AND t.created_at < until
+     AND (tenants IS NULL OR t.tenant_id = ANY (tenants))
+   GROUP BY t.tenant_id
+$$;
+
+-- What is held now.
+CREATE FUNCTION killswitch_held(tenants uuid[])
+RETURNS TABLE (tenant_id uuid, tenant_usd numeric, system_usd numeric)
+LANGUAGE sql STABLE AS $$
+  WITH releases AS MATERIALIZED (
+    SELECT k.scope, max(k.released_at) AS at FROM killswitches k
+     WHERE k.released_at IS NOT NULL GROUP BY k.scope
+  )
+  SELECT i.tenant_id,
+         coalesce(sum(i.hold_usd) FILTER (WHERE r.at IS NULL OR i.created_at > r.at), 0),
+         coalesce(sum(i.hold_usd) FILTER (WHERE a.at IS NULL OR i.created_at > a.at), 0)
+    FROM inferences i
+    LEFT JOIN releases r ON r.scope = i.tenant_id::text
+    LEFT JOIN releases a ON a.scope = 'all'
+   WHERE i.state = 'held' AND (tenants IS NULL OR i.tenant_id = ANY (tenants))
+   GROUP BY i.tenant_id
+$$;
+
+-- What each scope settled in the last `window_s` seconds and holds now, read at one moment, so that
+-- a call that settles is never in both or in neither. What is counted already is not read again:
+-- only what was settled since, and what has left the window since (or, where the window was made
+-- longer, what has come into it). Only with all tenants is there a row of `all`.
+CREATE FUNCTION killswitch_spending(tenants uuid[], window_s int)
+RETURNS TABLE (scope text, spent_usd numeric)
+LANGUAGE sql STABLE SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+  WITH w AS MATERIALIZED (
+    SELECT c.counted_from, c.counted_to, s.start, c.counted_to > s.start AS counts
+      FROM killswitch_window c, (SELECT clock_timestamp() - make_interval(secs => window_s) AS start) s
+  ), spent AS (
+    SELECT u.* FROM w, killswitch_settled(greatest(w.counted_to, w.start), 'infinity', tenants) u
+     UNION ALL
+    SELECT u.tenant_id, -u.tenant_usd, -u.system_usd
+      FROM w, killswitch_settled(w.counted_from, w.start, tenants) u
+     WHERE w.counts AND w.start > w.counted_from
+     UNION ALL
+    SELECT u.*
+      FROM w, killswitch_settled(w.start, w.counted_from, tenants) u
+     WHERE w.counts AND w.start < w.counted_from
+     UNION ALL
+    SELECT u.* FROM killswitch_held(tenants) u
+  )
+  SELECT x.scope, sum(x.usd)
+    FROM (SELECT s.tenant_id::text AS scope, s.tenant_usd AS usd FROM spent s
+           UNION ALL
+          SELECT 'all', coalesce(sum(s.system_usd), 0) FROM spent s HAVING tenants IS NULL
+           UNION ALL
+          SELECT k.scope, k.settled_usd FROM killswitch_spent k, w
+           WHERE w.counts AND (tenants IS NULL OR k.scope = ANY (tenants::text[]))) x
+   GROUP BY x.scope
+$$;
+
+-- Move the window along: count what was settled and can change no more, take off what has left it.
+--
+-- A settlement bears a moment that comes after its transaction got its number, and it shows when it
+-- is committed. So a moment is marked with the next number there would be: once all smaller numbers
+-- are over, nothing that comes bears an earlier moment. A look counts up to the mark of one before.
+-- New rows come before locks, and both in the order of scopes, as where money is held.
+CREATE FUNCTION slide_killswitch_window(window_s int) RETURNS void
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+  w      killswitch_window;
+  start  timestamptz;
+  mark   timestamptz;
+  known  timestamptz;
+  anew   boolean;
+  scopes text[];
+  comes  numeric[];
+  goes   numeric[];
+BEGIN
+  SELECT c.* INTO w FROM killswitch_window c FOR UPDATE;
+  mark := clock_timestamp();
+  start := mark - make_interval(secs => window_s);
+  known := w.counted_to;
+  IF w.next_xid <= pg_snapshot_xmin(pg_current_snapshot())::text::bigint THEN
+    known := w.next_to;
+    w.next_to := NULL;
+  END IF;
+  IF w.next_to IS NULL THEN
+    w.next_to := mark;
+    w.next_xid := pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
+  END IF;
+  known := greatest(known, start);
+  anew := w.counted_to <= start OR w.counted_from > start;
+
+  SELECT array_agg(d.scope), array_agg(d.comes), array_agg(d.goes) INTO scopes, comes, goes
+    FROM (WITH moved AS MATERIALIZED (
+            SELECT s.tenant_id, s.tenant_usd AS t_in, s.system_usd AS s_in, 0 AS t_out, 0 AS s_out
+              FROM killswitch_settled(CASE WHEN anew THEN start ELSE w.counted_to END, known, NULL) s
+             UNION ALL
+            SELECT s.tenant_id, 0, 0, s.tenant_usd, s.system_usd
+              FROM killswitch_settled(w.counted_from, start, NULL) s WHERE NOT anew)
+          SELECT m.tenant_id::text AS scope, sum(m.t_in) AS comes, sum(m.t_out) AS goes
+            FROM moved m GROUP BY m.tenant_id
+           UNION ALL
+          SELECT 'all', sum(m.s_in), sum(m.s_out) FROM moved m HAVING count(*) > 0) d;
+
+  INSERT INTO killswitch_spent (scope) SELECT s FROM unnest(scopes) s ORDER BY s ON CONFLICT DO NOTHING;
+  PERFORM FROM killswitch_spent k
+    WHERE anew OR k.scope = ANY (scopes) ORDER BY k.scope FOR NO KEY UPDATE;
+  IF anew THEN
+    UPDATE killswitch_spent SET settled_usd = 0, at_most_usd = NULL;
+  END IF;
+  UPDATE killswitch_spent k SET settled_usd = k.settled_usd + d.comes - d.goes
+    FROM unnest(scopes, comes, goes) AS d (scope, comes, goes) WHERE k.scope = d.scope;
+  UPDATE killswitch_window
+     SET counted_from = start, counted_to = known, next_to = w.next_to, next_xid = w.next_xid;
+END $$;
+
+-- What a scope spent until now counts no more for it; with its release, in one transaction.
+CREATE FUNCTION forget_killswitch_spending(released text) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM FROM killswitch_window FOR UPDATE;
+  UPDATE killswitch_spent k SET settled_usd = 0, at_most_usd = NULL WHERE k.scope = released;
+END $$;

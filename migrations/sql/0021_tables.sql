@@ -1,0 +1,33 @@
+-- What the killswitch's thresholds are held against, so that a hold need not read a whole window.
+-- `settled_usd` is what a scope settled from `counted_from` on and before `counted_to`; the rest of
+-- the window is read from the transfers. `at_most_usd` is no less than what the scope settled in the
+-- window and holds now: holds raise it, nothing lowers it but a new count. A settlement never adds
+-- more than it releases, so it need not be told. NULL is not known.
+CREATE TABLE killswitch_window (
+  single       boolean PRIMARY KEY DEFAULT true,
+  counted_from timestamptz NOT NULL DEFAULT now(),
+  counted_to   timestamptz NOT NULL DEFAULT now(),
+  next_to      timestamptz,
+  next_xid     bigint,
+  CONSTRAINT killswitch_window_single_check CHECK (single),
+  CONSTRAINT killswitch_window_counted_check CHECK (counted_from <= counted_to),
+  CONSTRAINT killswitch_window_next_check CHECK ((next_to IS NULL) = (next_xid IS NULL))
+);
+INSERT INTO killswitch_window DEFAULT VALUES;
+
+CREATE TABLE killswitch_spent (
+  scope       text PRIMARY KEY,
+  settled_usd numeric(20,9) NOT NULL DEFAULT 0,
+  at_most_usd numeric(20,9),
+  CONSTRAINT killswitch_spent_scope_check
+    CHECK (scope = 'all' OR scope ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$')
+);
+
+GRANT SELECT, UPDATE ON killswitch_window TO ainfera_app;
+GRANT SELECT, INSERT, UPDATE ON killswitch_spent TO ainfera_app;
+
+-- A scope with a threshold while money is held: what it may spend, what counts against it at most,
+-- what was added since that was known, and whether it was counted anew.
+CREATE TYPE killswitch_scope AS (
+  scope text, threshold_usd numeric, at_most_usd numeric, added_usd numeric, exact boolean
+);

@@ -1,0 +1,95 @@
+"""What tests of thresholds share: a count over everything there is, and the functions they call."""
+
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import orjson
+
+from shared.db import Connection, Database
+from shared.domain.ledger import PROVIDER_COST_ACCOUNT
+from shared.domain.spending import ALL
+from shared.killswitch import engage, engaged_switches, release
+from tests.workers.ledger_cases import Agent, ending, results
+
+COUNTED = """
+SELECT (SELECT coalesce(sum(t.amount), 0) FROM transfers t
+          JOIN inferences i ON i.id = t.inference_id
+         WHERE t.credit_account = $1 AND t.kind = 'usage' AND i.created_at > r.at
+           AND t.created_at >= clock_timestamp() - make_interval(secs => $3)
+           AND ($2 = 'all' OR t.tenant_id::text = $2))
+     + (SELECT coalesce(sum(i.hold_usd), 0) FROM inferences i
+         WHERE i.state = 'held' AND i.created_at > r.at AND ($2 = 'all' OR i.tenant_id::text = $2))
+  FROM (SELECT coalesce(max(k.released_at), '-infinity') AS at FROM killswitches k
+         WHERE k.scope = $2) r
+"""
+
+
+async def counted_anew(opened: Database) -> AsyncIterator[Database]:
+    """Nothing counts for `all` when a test begins, and nothing is engaged when it is over."""
+    await turn(opened, ALL, engaged=True)
+    await turn(opened, ALL, engaged=False)
+    yield opened
+    async with opened.everyone() as session:
+        for row in await engaged_switches(session):
+            await release(session, row.scope, "", "test")
+        await session.commit()
+    await opened.aclose()
+
+
+async def turn(db: Database, scope: str, *, engaged: bool) -> bool:
+    async with db.everyone() as session:
+        done = await (engage if engaged else release)(session, scope, "why", "somebody")
+        await session.commit()
+        return done
+
+
+async def counted(db: Connection, scope: str, window_s: int = 3600) -> Decimal:
+    """What counts for a scope, summed over everything there is."""
+    found = await db.fetchval(COUNTED, PROVIDER_COST_ACCOUNT, scope, window_s)
+    assert isinstance(found, Decimal)
+    return found
+
+
+def guard(tenant: str | None = None, system: str | None = None, window_s: int = 3600) -> str:
+    told = {"window_s": window_s, "tenant_usd": tenant, "system_usd": system}
+    return orjson.dumps(told).decode()
+
+
+async def opened(db: Connection, guarded: str, *items: dict[str, Any]) -> list[asyncpg.Record]:
+    """The answers of `open_inferences`, in the order of the items."""
+    batch = orjson.dumps(items).decode()
+    rows = await db.fetch("SELECT * FROM open_inferences($1::jsonb, $2::jsonb)", batch, guarded)
+    found = {str(row["inference_id"]): row for row in rows}
+    return [found[item["inference_id"]] for item in items]
+
+
+async def told(db: Connection, guarded: str, *items: dict[str, Any]) -> list[str]:
+    return [row["result"] for row in await opened(db, guarded, *items)]
+
+
+async def enlarged(db: Connection, guarded: str, item: dict[str, Any], extra: str) -> str:
+    statement = "SELECT result FROM enlarge_hold($1, 1, $2, 60, $3::jsonb)"
+    answer = await db.fetchval(statement, UUID(item["inference_id"]), Decimal(extra), guarded)
+    assert isinstance(answer, str)
+    return answer
+
+
+async def switches(db: Connection, scope: str) -> list[asyncpg.Record]:
+    return await db.fetch("SELECT * FROM killswitches WHERE scope = $1 ORDER BY id", scope)
+
+
+async def under_way(db: Connection, switch: UUID) -> set[str]:
+    query = "SELECT inference_id FROM killswitch_calls WHERE killswitch_id = $1"
+    return {str(row["inference_id"]) for row in await db.fetch(query, switch)}
+
+
+async def settle(db: Connection, agent: Agent, item: dict[str, Any], charge: str) -> None:
+    done = ending(agent, item["inference_id"], charge)
+    assert await results(db, "settle_inferences", done) == ["SETTLED"]
+
+
+async def slide(db: Connection, window_s: int) -> None:
+    await db.execute("SELECT slide_killswitch_window($1)", window_s)
