@@ -103,7 +103,10 @@ def outgrown(held: Held, extra_usd: Decimal) -> Failure:
     elif held.result == "INSUFFICIENT_FUNDS":
         error = out_of_funds(held, extra_usd)
     elif held.result == "KILLSWITCH":
-        error = KillswitchEngaged()
+        error = KillswitchEngaged(
+            "More would pass a threshold of the cost killswitch, which is engaged now: no new calls "
+            "are taken until an operator releases it."
+        )
     else:
         error = Overloaded("No more money could be held for it: the database does not answer.")
     failure = error.failure()

@@ -33,7 +33,7 @@ CREATE FUNCTION note_killswitch_calls(switch uuid, stopped text) RETURNS void LA
 $$;
 
 -- The scopes with a threshold that calls of these tenants count for, each locked until the end of
--- the transaction: `all` makes all of them take turns, and a tenant's makes its own.
+-- the transaction, `all` at last: that makes all calls take turns, and a tenant's makes its own.
 -- guard: {window_s, tenant_usd, system_usd}, what the settings say; an operator's choice wins.
 CREATE FUNCTION killswitch_scopes(tenants uuid[], guard jsonb) RETURNS killswitch_scope[]
 LANGUAGE plpgsql AS $$
@@ -54,13 +54,13 @@ BEGIN
   END IF;
   INSERT INTO killswitch_spent (scope)
     SELECT n FROM unnest(names) n
-     WHERE NOT EXISTS (SELECT FROM killswitch_spent k WHERE k.scope = n) ORDER BY n
+     WHERE NOT EXISTS (SELECT FROM killswitch_spent k WHERE k.scope = n) ORDER BY n = 'all', n
     ON CONFLICT DO NOTHING;
   SELECT array_agg(ROW(l.scope, limits[array_position(names, l.scope)], l.at_most_usd, 0,
                        false)::killswitch_scope)
     INTO found
     FROM (SELECT k.scope, k.at_most_usd FROM killswitch_spent k
-           WHERE k.scope = ANY (names) ORDER BY k.scope FOR NO KEY UPDATE) l;
+           WHERE k.scope = ANY (names) ORDER BY k.scope = 'all', k.scope FOR NO KEY UPDATE) l;
   RETURN found;
 END $$;
 
@@ -75,11 +75,10 @@ CREATE FUNCTION killswitch_admit(
 DECLARE
   n int;
   s killswitch_scope;
-  counts int[] := array(SELECT u.ord FROM unnest(scopes) WITH ORDINALITY AS u (scope, a, b, c, d, ord)
-                         WHERE u.scope IN ('all', tenant::text) ORDER BY u.scope = 'all');
 BEGIN
-  FOREACH n IN ARRAY counts LOOP
+  FOR n IN 1 .. cardinality(scopes) LOOP
     s := scopes[n];
+    CONTINUE WHEN s.scope NOT IN ('all', tenant::text);
     IF NOT s.exact AND (s.at_most_usd + s.added_usd + asked <= s.threshold_usd) IS NOT TRUE THEN
       scopes := killswitch_count(scopes, window_s);
       s := scopes[n];
@@ -89,8 +88,10 @@ BEGIN
       RETURN;
     END IF;
   END LOOP;
-  FOREACH n IN ARRAY counts LOOP
-    scopes[n].added_usd := scopes[n].added_usd + asked;
+  FOR n IN 1 .. cardinality(scopes) LOOP
+    IF scopes[n].scope IN ('all', tenant::text) THEN
+      scopes[n].added_usd := scopes[n].added_usd + asked;
+    END IF;
   END LOOP;
 END $$;
 

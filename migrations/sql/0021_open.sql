@@ -48,6 +48,7 @@ DECLARE
   helds   numeric[] := '{}';
   drafts  audit_draft[] := '{}';
   window_s int := coalesce((guard ->> 'window_s')::int, 3600);
+  limited boolean;
   guarded killswitch_scope[];
   engaged text[];
   admitted record;
@@ -68,9 +69,14 @@ BEGIN
     FROM (SELECT t.id, t.daily_cap_usd FROM tenants t
            WHERE t.id = ANY (tenants) AND t.daily_cap_usd IS NOT NULL
            ORDER BY t.id FOR NO KEY UPDATE) l;
-  guarded := killswitch_scopes(tenants, guard);
-  -- not before the locks: whoever had them may have engaged it
-  engaged := array(SELECT k.scope FROM killswitches k WHERE k.released_at IS NULL);
+  SELECT array(SELECT k.scope FROM killswitches k WHERE k.released_at IS NULL),
+         guard ->> 'system_usd' IS NOT NULL OR guard ->> 'tenant_usd' IS NOT NULL
+           OR EXISTS (SELECT FROM killswitch_thresholds) INTO engaged, limited;
+  IF limited THEN
+    guarded := killswitch_scopes(tenants, guard);
+    -- again: whoever had the locks before may have engaged it
+    engaged := array(SELECT k.scope FROM killswitches k WHERE k.released_at IS NULL);
+  END IF;
   -- the day on which the locks were got: whoever waited over midnight spends tomorrow's money
   at := clock_timestamp();
   today := (at AT TIME ZONE 'UTC')::date;

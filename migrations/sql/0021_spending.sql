@@ -77,13 +77,15 @@ $$;
 -- Move the window along: count what was settled and can change no more, take off what has left it.
 --
 -- A settlement bears a moment that comes after its transaction got its number, and it shows when it
--- is committed. So a moment is marked with the next number there would be: once all smaller numbers
+-- is committed. So a moment is marked with a number that was given after it: once all smaller ones
 -- are over, nothing that comes bears an earlier moment. A look counts up to the mark of one before.
--- New rows come before locks, and both in the order of scopes, as where money is held.
+-- New rows come before locks, and both in the order of scopes, as where money is held. Alone in a
+-- transaction, as its number must be a new one.
 CREATE FUNCTION slide_killswitch_window(window_s int) RETURNS void
 LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
   w      killswitch_window;
+  number bigint;
   start  timestamptz;
   mark   timestamptz;
   known  timestamptz;
@@ -92,9 +94,14 @@ DECLARE
   comes  numeric[];
   goes   numeric[];
 BEGIN
-  SELECT c.* INTO w FROM killswitch_window c FOR UPDATE;
+  IF pg_current_xact_id_if_assigned() IS NOT NULL THEN
+    RAISE EXCEPTION 'the window is moved along in a transaction of its own'
+      USING ERRCODE = 'active_sql_transaction';
+  END IF;
   mark := clock_timestamp();
-  start := mark - make_interval(secs => window_s);
+  number := pg_current_xact_id()::text::bigint;
+  SELECT c.* INTO w FROM killswitch_window c FOR UPDATE;
+  start := clock_timestamp() - make_interval(secs => window_s);
   known := w.counted_to;
   IF w.next_xid <= pg_snapshot_xmin(pg_current_snapshot())::text::bigint THEN
     known := w.next_to;
@@ -102,7 +109,7 @@ BEGIN
   END IF;
   IF w.next_to IS NULL THEN
     w.next_to := mark;
-    w.next_xid := pg_snapshot_xmax(pg_current_snapshot())::text::bigint;
+    w.next_xid := number;
   END IF;
   known := greatest(known, start);
   anew := w.counted_to <= start OR w.counted_from > start;
@@ -119,9 +126,10 @@ BEGIN
            UNION ALL
           SELECT 'all', sum(m.s_in), sum(m.s_out) FROM moved m HAVING count(*) > 0) d;
 
-  INSERT INTO killswitch_spent (scope) SELECT s FROM unnest(scopes) s ORDER BY s ON CONFLICT DO NOTHING;
+  INSERT INTO killswitch_spent (scope) SELECT s FROM unnest(scopes) s
+    ORDER BY s = 'all', s ON CONFLICT DO NOTHING;
   PERFORM FROM killswitch_spent k
-    WHERE anew OR k.scope = ANY (scopes) ORDER BY k.scope FOR NO KEY UPDATE;
+    WHERE anew OR k.scope = ANY (scopes) ORDER BY k.scope = 'all', k.scope FOR NO KEY UPDATE;
   IF anew THEN
     UPDATE killswitch_spent SET settled_usd = 0, at_most_usd = NULL;
   END IF;

@@ -1,7 +1,10 @@
 """The killswitch, engaged by an operator: each call that it stops is told so, and written down."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import ainfera
 import pytest
@@ -99,3 +102,41 @@ def test_what_is_kept_is_not_promised_and_no_key_is_used_up(
     again = call(stack, agent.api_key, "native", word, headers={"idempotency-key": "waits"})
     assert again.status == 200
     assert "idempotent-replayed" not in again.headers
+
+
+def test_calls_that_come_at_once_pass_no_threshold_together(
+    stack: Stack,
+    agent: ainfera.SignupResult,
+    upstream: Upstream,
+    witness: Witness,
+    operator: Act,
+) -> None:
+    """One of them engages it; what was let in is within it; the others are told and captured."""
+    word = upstream.will(Say(gap_s=0.3))
+    first = call(stack, agent.api_key, "native", word)
+    (held,) = witness.rows(
+        "SELECT hold_usd FROM inferences WHERE id = $1", UUID(first.inference_id)
+    )
+    limit = Decimal(held["hold_usd"]) * 5
+    tenant = str(agent.tenant_id)
+    words = ("killswitch", "threshold", "--tenant", tenant, "--usd", f"{limit:f}", "--yes")
+    assert fleet(*words, **stack.told).exit_code == 0
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: call(stack, agent.api_key, "native", word), range(16)))
+    (switch,) = witness.rows("SELECT * FROM killswitches WHERE scope = $1", tenant)
+    assert switch["engaged_by"] == "threshold"
+    assert Decimal(switch["spent_usd"]) <= limit
+    newest = witness.value(
+        "SELECT max(created_at) FROM inferences WHERE tenant_id = $1 AND state <> 'refused'",
+        agent.tenant_id,
+    )
+    served = [each for each in answers if each.status == 200]
+    assert 0 < len(served) <= 5
+    assert newest <= switch["engaged_at"]
+    for each in answers:
+        if each.status != 200:
+            assert (each.status, each.error_code) == (503, STOPPED)
+            (capture,) = witness.captures(each.inference_id)
+            assert capture["outcome_status"] == "rejected_cap"
+            assert witness.transfers(each.inference_id) == []
+    assert len(upstream.all_asked(word)) == len(served) + 1

@@ -1,10 +1,13 @@
 """The guards of money, of the log and of tenants that the suite takes out, and what must notice."""
 
 from tests.faults.guard import Guard
-from tests.faults.guards_of_workers import OPEN, SETTLE, SQL_TESTS
+from tests.faults.guards_of_workers import OPEN, SETTLE, SQL_TESTS, newest
 
 CAP_TESTS = (*SQL_TESTS, "tests/workers/test_ledger_sql_caps.py")
 DEAD_TESTS = ("tests/workers/test_dead_letters_sql.py",)
+GATE, SPENDING = newest("gate"), newest("spending")
+THRESHOLD_TESTS = ("tests/workers/test_threshold.py",)
+CROWD_TESTS = ("tests/workers/test_threshold_crowds.py",)
 LIMITING, LIMIT_TESTS = "shared/limiting.py", ("tests/workers/test_limiting.py",)
 FORKS, FORK_TESTS = "workers/checkpoints.py", ("tests/workers/test_checkpoints.py",)
 
@@ -37,6 +40,41 @@ GUARDS = (
         OPEN,
         (("ORDER BY t.id FOR NO KEY UPDATE) l;", "ORDER BY t.id) l;"),),
         CAP_TESTS,
+    ),
+    Guard(
+        "books: no call begins while the killswitch is engaged",
+        OPEN,
+        (("ELSIF engaged && ARRAY['all', rec.tenant_id::text] THEN", "ELSIF false THEN"),),
+        THRESHOLD_TESTS,
+    ),
+    Guard(
+        "books: no call passes a threshold",
+        GATE,
+        (("IF s.at_most_usd + s.added_usd + asked > s.threshold_usd THEN", "IF false THEN"),),
+        THRESHOLD_TESTS,
+    ),
+    Guard(
+        "books: calls that count for one threshold take turns",
+        GATE,
+        (("k.scope FOR NO KEY UPDATE) l;", "k.scope) l;"),),
+        CROWD_TESTS,
+    ),
+    Guard(
+        "books: who engages the killswitch waits for those who hold money",
+        "shared/killswitch.py",
+        (("    await session.execute(_NO_CALL_BEGINS)\n", ""),),
+        CROWD_TESTS,
+    ),
+    Guard(
+        "books: what may still be settled is not taken for counted",
+        SPENDING,
+        (
+            (
+                "IF w.next_xid <= pg_snapshot_xmin(pg_current_snapshot())::text::bigint THEN",
+                "IF w.next_xid IS NOT NULL THEN",
+            ),
+        ),
+        CROWD_TESTS,
     ),
     Guard(
         "books: a dead call is not opened while its letter waits",

@@ -1,12 +1,14 @@
 """A call that waited in the queue when the killswitch was engaged is not started."""
 
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import uuid4
 
+from shared.holding import Held, outgrown
 from shared.killswitch import Killswitch
 from workers.call import Outcome
-from workers.inference import refused_before_hold
+from workers.inference import refused_before_hold, refused_by_ledger
 
 
 def waiting(tenant_id: str, *, background: bool = False, kept: bool = False) -> Any:
@@ -38,3 +40,17 @@ async def test_it_is_refused_with_a_capture_and_before_any_money_is_held() -> No
     assert early is not None
     assert early.outcome is Outcome.REJECTED_CAP
     assert refused_before_hold(waiting(other, background=True, kept=True), plan, deps) is None
+
+
+def test_a_hold_that_it_refuses_ends_the_call_as_it_would_have_before() -> None:
+    refused = refused_by_ledger(Held("KILLSWITCH", 1), cast(Any, SimpleNamespace(hold_usd=1)))
+    assert refused is not None
+    assert refused.outcome is Outcome.REJECTED_CAP
+    assert refused.failure_or_bug().code == "cost_killswitch_engaged"
+    assert refused.failure_or_bug().status == 503
+
+
+def test_an_answer_that_would_outgrow_a_threshold_is_ended_for_it() -> None:
+    failure = outgrown(Held("KILLSWITCH", 1), Decimal(1))
+    assert failure.code == "cost_killswitch_engaged"
+    assert "what was written is settled" in failure.message
