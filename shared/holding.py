@@ -104,8 +104,8 @@ def outgrown(held: Held, extra_usd: Decimal) -> Failure:
         error = out_of_funds(held, extra_usd)
     elif held.result == "KILLSWITCH":
         error = KillswitchEngaged(
-            "More would pass a threshold of the cost killswitch, which is engaged now: no new calls "
-            "are taken until an operator releases it."
+            "More would pass a threshold of the cost killswitch, which is engaged now: no new "
+            "calls are taken until an operator releases it."
         )
     else:
         error = Overloaded("No more money could be held for it: the database does not answer.")

@@ -3,8 +3,9 @@
 A Postgres of its own that syncs every commit to the disk, and nothing else of the fleet. The same
 calls are settled one by one, each in a statement of its own over a few connections, and by the
 committers that the workers use, which take whatever waits into one statement. Opened and settled
-means that each call is held for first, by the same means. Every call has an outcome, a receipt and
-its audit events, as a routed call has. At the end the books are proved.
+means that each call is held for first, by the same means, without and with thresholds of the
+killswitch that are never reached, so that all holds take turns. Every call has an outcome, a receipt
+and its audit events, as a routed call has. At the end the books are proved.
 
     a second   calls that were settled, durably, a second
     p50, p99   from asking for a settlement to knowing that it is durable, with all tasks at work
@@ -41,6 +42,8 @@ OPEN, SETTLE = "open_inferences", "settle_inferences"
 PREPARED_AT_ONCE = 32
 # so many more calls where they are batched, that both take about as long
 MORE_BATCHED = 4
+# of the killswitch, for each tenant and for all: never reached, so that all holds take turns
+FAR_THRESHOLDS = '{"window_s": 3600, "tenant_usd": "1000000", "system_usd": "1000000"}'
 
 Submit = Callable[[str, dict[str, Any]], Awaitable[str]]
 
@@ -97,7 +100,7 @@ async def one_by_one(url: str, connections: int) -> AsyncIterator[Submit]:
 
 
 @asynccontextmanager
-async def batched(url: str, workers: int) -> AsyncIterator[Submit]:
+async def batched(url: str, workers: int, guard: str | None = None) -> AsyncIterator[Submit]:
     """The committers of so many workers, a connection for holds and one for settlements each."""
     db = Database(bench_settings(url))
     async with AsyncExitStack() as stack:
@@ -105,7 +108,7 @@ async def batched(url: str, workers: int) -> AsyncIterator[Submit]:
         committers: dict[str, list[Committer]] = {OPEN: [], SETTLE: []}
         for function, found in committers.items():
             for _ in range(workers):
-                committer = Committer(db, function)
+                committer = Committer(db, function, more=guard if function == OPEN else None)
                 await committer.start()
                 stack.push_async_callback(committer.aclose)
                 found.append(committer)
@@ -169,6 +172,9 @@ async def compared(
         "one by one": (options.calls, one_by_one(url, options.connections)),
         "batched": (options.calls * MORE_BATCHED, batched(url, options.workers)),
     }
+    if opens:
+        under = batched(url, options.workers, FAR_THRESHOLDS)
+        ways["batched, thresholds"] = (options.calls * MORE_BATCHED, under)
     for way, (calls, connected) in ways.items():
         # the first calls find plans and caches cold
         warm = await calls_of(db, agents, options.tasks, not opens)
