@@ -4,8 +4,8 @@ A Postgres of its own that syncs every commit to the disk, and nothing else of t
 calls are settled one by one, each in a statement of its own over a few connections, and by the
 committers that the workers use, which take whatever waits into one statement. Opened and settled
 means that each call is held for first, by the same means, without and with thresholds of the
-killswitch that are never reached, so that all holds take turns. Every call has an outcome, a receipt
-and its audit events, as a routed call has. At the end the books are proved.
+killswitch that are never reached, so that all holds take turns. Every call has an outcome, a
+receipt and its audit events, as a routed call has. At the end the books are proved.
 
     a second   calls that were settled, durably, a second
     p50, p99   from asking for a settlement to knowing that it is durable, with all tasks at work
