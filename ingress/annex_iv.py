@@ -179,7 +179,7 @@ async def read_annex_iv(
             period=Period(since=moment(since), until=moment(until)),
             gateway=Gateway(service="Ainfera", version=VERSION),
             agent=_agent(agent),
-            policies=await _policies(s, agent, deps.policies),
+            policies=await _policies(s, agent, deps.routing.policies),
             models=await _models(s, bound),
             outcomes=await _outcomes(s, bound),
             audit=await _trail(s, agent, deps),

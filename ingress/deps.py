@@ -23,11 +23,8 @@ from shared.domain.candidate import Catalog
 from shared.errors import Draining, Overloaded
 from shared.kept import KeptCalls
 from shared.killswitch import Killswitch
-from shared.latencies import Latencies
-from shared.learning import EmpiricalQuality
-from shared.live_catalog import LiveCatalog
+from shared.live_routing import LiveRouting
 from shared.log_key import OpenedKey
-from shared.policy_book import PolicyBook
 from shared.queue import InferenceQueue
 from shared.quotes import Quotes
 
@@ -74,16 +71,13 @@ class Deps:
     db: Database
     redis: Redis
     keyring: "KeyCache"
-    live_catalog: LiveCatalog
+    routing: LiveRouting
     relay: Relay
     kept: KeptCalls
     quotes: Quotes
     ends: Ends
     queue: InferenceQueue
     killswitch: Killswitch
-    policies: PolicyBook
-    latencies: Latencies
-    empirical: EmpiricalQuality
     public_limit: "AddressLimit"
     signup_limit: "AddressLimit"
     providers: Mapping[str, ProviderConfig] = field(default_factory=provider_configs)
@@ -95,7 +89,7 @@ class Deps:
     @property
     def catalog(self) -> Catalog:
         """As it is now; who needs it twice for one answer keeps it."""
-        return self.live_catalog.current
+        return self.routing.catalog.current
 
 
 def get_deps(request: Request) -> Deps:

@@ -133,16 +133,8 @@ async def quoted(wish: Wish, caller: Caller, policy: CallerPolicy, deps: Deps) -
 def situation(policy: CallerPolicy, tenant_id: str, deps: Deps) -> Situation:
     """What a worker would decide from now."""
     catalogued = [model.provider for model in deps.catalog.candidates]
-    return Situation(
-        deps.catalog,
-        policy,
-        active_providers(deps.settings, deps.providers, catalogued),
-        deps.policies.preference_live,
-        deps.settings.max_fallbacks,
-        tenant_id,
-        deps.latencies.by_model,
-        deps.empirical,
-    )
+    active = active_providers(deps.settings, deps.providers, catalogued)
+    return deps.routing.situation(policy, active, tenant_id)
 
 
 def read_wish(body: bytes, request: Request, deps: Deps) -> Wish:

@@ -199,7 +199,7 @@ async def _view(
         **_stated(stored),
         "in_force": {
             **_in_force(stored, known, active),
-            "preference_live": {"value": deps.policies.preference_live, "source": "system"},
+            "preference_live": {"value": deps.routing.policies.preference_live, "source": "system"},
         },
         "agents": [{"agent_id": str(a.id), "min_quality": _number(a.min_quality)} for a in agents],
         "known_versions": _listed(known.values(), active),
@@ -275,7 +275,7 @@ class Gate(BaseModel):
 @operators.get("/routing-preference")
 async def preference_status(request: Request) -> dict[str, Any]:
     """Whether the gate of the preference dial is open, as this instance knows it."""
-    return {"live": get_deps(request).policies.preference_live}
+    return {"live": get_deps(request).routing.policies.preference_live}
 
 
 @operators.post("/routing-preference")
@@ -285,7 +285,7 @@ async def set_preference(request: Request, gate: Gate) -> dict[str, Any]:
     async with everyone(deps.db) as s:
         changed = await set_preference_gate(s, gate.live, gate.reason, OVER_HTTP)
         await s.commit()
-    deps.policies.missed()
+    deps.routing.policies.missed()
     try:
         await tell_policies_changed(deps.redis)
     except (RedisError, OSError) as error:

@@ -9,6 +9,8 @@ from typing import Any
 
 from shared.config import Settings
 from shared.db import Database
+from shared.domain.planning import Situation
+from shared.domain.routing_policy import CallerPolicy
 from shared.latencies import Latencies
 from shared.learning import EmpiricalQuality
 from shared.live_catalog import LiveCatalog
@@ -19,10 +21,24 @@ class LiveRouting:
     """The catalogue, the policies, and what was seen of models; each keeps itself up to date."""
 
     def __init__(self, db: Database, settings: Settings) -> None:
+        self._most_fallbacks = settings.max_fallbacks
         self.catalog = LiveCatalog(db)
         self.policies = PolicyBook(db, settings.routing_preference_live)
         self.latencies = Latencies(db, settings.latency_refresh_s)
         self.empirical = EmpiricalQuality(db, settings.empirical_refresh_s)
+
+    def situation(self, policy: CallerPolicy, active: frozenset[str], tenant_id: str) -> Situation:
+        """What a tenant's call is decided from now; `active` are the providers to be asked."""
+        return Situation(
+            self.catalog.current,
+            policy,
+            active,
+            self.policies.preference_live,
+            self._most_fallbacks,
+            tenant_id,
+            self.latencies.by_model,
+            self.empirical,
+        )
 
     async def start(self) -> None:
         """Read all of it; raises if Postgres does not answer."""

@@ -4,16 +4,13 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from shared.config import Settings
 from shared.domain.candidate import Catalog
-from shared.domain.evidence import Empirical
 from shared.kept import KeptCalls
 from shared.killswitch import Killswitch
-from shared.latencies import Latencies
-from shared.live_catalog import LiveCatalog
-from shared.policy_book import PolicyBook
+from shared.live_routing import LiveRouting
 from shared.publisher import Publisher
 from workers.ledger import Ledger
 from workers.providers import Provider
@@ -73,26 +70,19 @@ class Cancellations:
 
 @dataclass(frozen=True, slots=True)
 class Deps:
-    """`monotonic` gives seconds that only ever grow; `providers` is by provider slug.
-
-    `empirical` is the newest estimate of quality by task type and model, of those that have
-    support; it changes while the process runs.
-    """
+    """`monotonic` gives seconds that only ever grow; `providers` is by provider slug."""
 
     settings: Settings
     ledger: Ledger
     kept: KeptCalls
     publisher: Publisher
     providers: Mapping[str, Provider]
-    live_catalog: LiveCatalog
+    routing: LiveRouting
     cancellations: Cancellations
     killswitch: Killswitch
-    policies: PolicyBook
     monotonic: Callable[[], float]
-    latencies: Latencies
-    empirical: Mapping[str, Mapping[str, Empirical]] = field(default_factory=dict)
 
     @property
     def catalog(self) -> Catalog:
         """As it is now."""
-        return self.live_catalog.current
+        return self.routing.catalog.current

@@ -9,7 +9,6 @@ from shared.domain.ledger import ZERO
 from shared.domain.planning import (
     HeldQuote,
     Planned,
-    Situation,
     hold_for,
     plan,
     plan_quoted,
@@ -65,16 +64,9 @@ def plan_call(call: Call, deps: Deps, attempt: int | None = None) -> Plan:
     plan is wanted, where that is not the call's own.
     """
     policy = CallerPolicy.from_json(call.envelope.caller["policy"])
-    now = Situation(
-        deps.catalog,
-        policy if (attempt or call.attempt) == 1 else unexploring(policy),
-        frozenset(deps.providers),
-        deps.policies.preference_live,
-        deps.settings.max_fallbacks,
-        call.tenant_id,
-        deps.latencies.by_model,
-        deps.empirical,
-    )
+    if (attempt or call.attempt) > 1:
+        policy = unexploring(policy)
+    now = deps.routing.situation(policy, frozenset(deps.providers), call.tenant_id)
     if call.envelope.quote is not None:
         quote = HeldQuote.from_json(call.envelope.quote)
         return _plan(plan_quoted(quote, now), quote.id)

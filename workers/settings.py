@@ -102,13 +102,10 @@ def inference_worker(settings: Settings) -> FleetWorker:
             kept=KeptCalls(db, settings),
             publisher=publisher,
             providers=build_providers(settings, configs, http, catalogued),
-            live_catalog=routing.catalog,
+            routing=routing,
             cancellations=cancellations,
             killswitch=killswitch,
-            policies=routing.policies,
             monotonic=time.perf_counter,
-            latencies=routing.latencies,
-            empirical=routing.empirical,
         )
         settle_heap()
 

@@ -43,7 +43,7 @@ async def as_before(deps: Deps) -> AsyncIterator[None]:
     async with deps.db.everyone() as s:
         await publish(s, "flat-1", "", "test")
         await s.commit()
-    await deps.policies.read()
+    await deps.routing.policies.read()
 
 
 async def policy_of(deps: Deps, new: dict[str, Any]) -> Any:
@@ -449,12 +449,12 @@ async def test_the_gate_is_flipped_by_command_and_heard(
         assert not (await command("preference", "on", "--yes", "--json"))["changed"]
 
         async def heard() -> bool:
-            return deps.policies.preference_live
+            return deps.routing.policies.preference_live
 
         await until(heard)
         # what the environment says is only the first value
         async with open_app(routing_preference_live=False) as (_, elsewhere):
-            assert elsewhere.policies.preference_live
+            assert elsewhere.routing.policies.preference_live
         assert (await command("preference", "status", "--json"))["reason"] == "trial"
         new = await sign_up()
         told = (await client.get(PATH, headers=new["auth"])).json()["in_force"]
@@ -465,7 +465,7 @@ async def test_the_gate_is_flipped_by_command_and_heard(
         off = await client.post(path, json={"live": False, "reason": "over"}, headers=headers)
     assert off.json() == {"live": False, "changed": True}
     async with open_app(routing_preference_live=True) as (_, elsewhere):
-        assert not elsewhere.policies.preference_live
+        assert not elsewhere.routing.policies.preference_live
     query = text("SELECT act, actor FROM operator_events WHERE target = 'preference' ORDER BY at")
     async with deps.db.everyone() as s:
         acts = [tuple(row) for row in await s.execute(query)]

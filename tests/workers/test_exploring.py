@@ -12,6 +12,7 @@ from shared.domain import capture
 from shared.domain.dialects import DIALECTS
 from shared.domain.exploration import drawn
 from shared.domain.inference import Dialect
+from shared.domain.planning import Situation
 from shared.domain.routing import replay
 from shared.domain.routing_policy import CallerPolicy
 from shared.errors import Overloaded
@@ -27,7 +28,7 @@ from workers.told import Told, plan_told
 SHARE = Decimal("0.2")
 POLICY = CallerPolicy(exploration_share=SHARE).to_json()
 CHEAPEST = "mistral-large-3"
-REFUSALS = ("PER_CALL_CAP", "DAILY_CAP", "TENANT_CAP", "INSUFFICIENT_FUNDS")
+REFUSALS = ("PER_CALL_CAP", "DAILY_CAP", "TENANT_CAP", "INSUFFICIENT_FUNDS", "KILLSWITCH")
 # of the first ids, one whose seed draws another model, and one whose seed does not
 IDS = [UUID(int=number) for number in range(1, 100)]
 DRAWING = next(each for each in IDS if drawn(str(each), SHARE, 4) is not None)
@@ -54,15 +55,17 @@ class Books:
         return "SETTLED"
 
 
+def situation(policy: CallerPolicy, active: frozenset[str], tenant_id: str) -> Situation:
+    return Situation(ANCHORS, policy, active, False, 3, tenant_id)
+
+
 def deps_with(books: Books | None = None) -> Any:
     return SimpleNamespace(
         catalog=ANCHORS,
         providers=dict.fromkeys(candidate.provider for candidate in ANCHORS.candidates),
-        policies=SimpleNamespace(preference_live=False),
+        routing=SimpleNamespace(situation=situation),
         settings=SimpleNamespace(max_fallbacks=3, hold_ttl_s=60, call_deadline_s=60),
-        latencies=SimpleNamespace(by_model={}),
-        empirical={},
-        killswitch=SimpleNamespace(stops=lambda tenant: False),
+        killswitch=SimpleNamespace(stops=lambda tenant: False, missed=lambda: None),
         ledger=books,
     )
 
@@ -123,6 +126,7 @@ async def test_what_was_refused_is_tried_once_more_without_the_dice(word: str) -
     await carry_out(call, deps_with(books))
     first, second = books.holds
     assert Decimal(second["amount"]) < Decimal(first["amount"])
+    assert (first.get("tentative"), second.get("tentative")) == (True, None)
     (settled,) = books.settlements
     outcome = settled["outcome"]
     assert (outcome["chosen_model_slug"], "explored" in outcome["decision"]) == (CHEAPEST, False)
