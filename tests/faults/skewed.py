@@ -51,20 +51,28 @@ class SkewedDatetime(_honest, metaclass=_AnyDatetime):
         return _honest.fromtimestamp(_honest_time() + SKEW.seconds, tz)
 
 
+def bend_clocks() -> None:
+    """From now on the time of day can be wrong; to be called before anything else."""
+    setattr(time, "time", lambda: _honest_time() + SKEW.seconds)  # noqa: B010 - on purpose
+    setattr(datetimes, "datetime", SkewedDatetime)  # noqa: B010
+
+
 def skew_clocks() -> None:
     """From now on the time of day is what the order says; to be called before anything else."""
     order = os.environ.get("AINFERA_CLOCK_FILE")
     if not order:
         return
-    setattr(time, "time", lambda: _honest_time() + SKEW.seconds)  # noqa: B010 - on purpose
-    setattr(datetimes, "datetime", SkewedDatetime)  # noqa: B010
+    bend_clocks()
     with suppress(OSError, ValueError):
         SKEW.seconds = float(Path(order).read_text("ascii"))
     threading.Thread(target=SKEW.listen, args=(Path(order),), daemon=True).start()
 
 
 if __name__ == "__main__":
-    skew_clocks()
+    # by its name: where the clocks are bent already, they follow that module's order
+    from tests.faults import skewed
+
+    skewed.skew_clocks()
     module, *arguments = sys.argv[1:]
     sys.argv[:] = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=False)
