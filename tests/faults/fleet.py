@@ -30,11 +30,11 @@ from tests.nursery import BENT, Child, nursery
 LEASE_S = 1.5
 CALL_DEADLINE_S = 6.0
 COMMANDS = {
-    "web1": ["tests.faults.skewed", "ingress"],
-    "web2": ["tests.faults.skewed", "ingress"],
+    "web1": ["tests.faults.misclocked", "ingress"],
+    "web2": ["tests.faults.misclocked", "ingress"],
     "inference1": ["tests.faults.doomed", "inference"],
     "inference2": ["tests.faults.doomed", "inference"],
-    "books": ["tests.faults.skewed", "workers", "books"],
+    "books": ["tests.faults.misclocked", "workers", "books"],
 }
 SETTINGS = {
     "LEASE_SECONDS": str(LEASE_S),

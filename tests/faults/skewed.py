@@ -1,4 +1,4 @@
-"""A process whose wall clock an order shifts: `python -m tests.faults.skewed ingress`.
+"""A wall clock that an order shifts, for a process of tests/faults/misclocked.py.
 
 `AINFERA_CLOCK_FILE` names a file with the seconds to add. It is read again and again, so that a
 clock can jump while calls are under way. Clocks that only ever grow are left alone, as the kernel
@@ -7,8 +7,6 @@ leaves them: it is the time of day on which hosts disagree.
 
 import datetime as datetimes
 import os
-import runpy
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -66,13 +64,3 @@ def skew_clocks() -> None:
     with suppress(OSError, ValueError):
         SKEW.seconds = float(Path(order).read_text("ascii"))
     threading.Thread(target=SKEW.listen, args=(Path(order),), daemon=True).start()
-
-
-if __name__ == "__main__":
-    # by its name: where the clocks are bent already, they follow that module's order
-    from tests.faults import skewed
-
-    skewed.skew_clocks()
-    module, *arguments = sys.argv[1:]
-    sys.argv[:] = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=False)
