@@ -18,7 +18,6 @@ import os
 import runpy
 import signal
 import socket
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -59,10 +58,14 @@ def become(order: dict[str, Any]) -> None:
     os.setsid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    with Path(order["log"]).open("ab") as out, Path(os.devnull).open("rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
-        os.dup2(out.fileno(), 1)
-        os.dup2(out.fileno(), 2)
+    for path, flags, descriptor in (
+        (os.devnull, os.O_RDONLY, 0),
+        (order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 1),
+        (order["errors"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 2),
+    ):
+        opened = os.open(path, flags, 0o644)
+        os.dup2(opened, descriptor)
+        os.close(opened)
     os.environ.clear()
     os.environ.update(order["told"])
     sys.argv[:] = order["command"]

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -78,10 +79,35 @@ class Nursery:
         self._lines, self._socket = ours.makefile("rb"), ours
         self._lock = threading.Lock()
 
-    def begin(self, command: Sequence[str], log: Path, told: Mapping[str, str]) -> Child:
-        """Start `python -m <command>` in the environment `told`; both outputs go to the log."""
-        order = {"command": command, "log": str(log), "told": dict(told)}
+    def begin(
+        self,
+        command: Sequence[str],
+        log: Path,
+        told: Mapping[str, str],
+        errors: Path | None = None,
+    ) -> Child:
+        """Start `python -m <command>` in the environment `told`.
+
+        Both of its outputs go to the log, unless there is a file of its own for the errors.
+        """
+        order = {"command": command, "told": dict(told)}
+        order |= {"log": str(log), "errors": str(errors or log)}
         return Child(self.ask(order), self)
+
+    def run(
+        self, command: Sequence[str], told: Mapping[str, str], timeout: float
+    ) -> subprocess.CompletedProcess[str]:
+        """As `subprocess.run`, with both outputs captured; raises `subprocess.TimeoutExpired`."""
+        with tempfile.TemporaryDirectory() as folder:
+            out, errors = Path(folder, "out"), Path(folder, "errors")
+            child = self.begin(command, out, told, errors)
+            try:
+                code = child.wait(timeout)
+            finally:
+                child.kill()
+            return subprocess.CompletedProcess(
+                command, code, out.read_text("utf-8"), errors.read_text("utf-8")
+            )
 
     def ask(self, order: dict[str, Any]) -> Any:
         with self._lock:
