@@ -190,9 +190,12 @@ class Fleet:
     def frozen(self, server: str) -> Iterator[None]:
         """All processes of a server stand still, which no connection shows."""
         self.note_away()
+        # the first of them, once it stands, starts no more; of the others some may just have ended
+        os.kill(self.servers.running[server].pid, signal.SIGSTOP)
         pids = self.pids(server)
         for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
         try:
             yield
         finally:
