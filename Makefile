@@ -10,6 +10,8 @@ JOBS ?= 3
 ARGS ?=
 
 .DEFAULT_GOAL := help
+# each of the many processes of a fleet, or of the tests, would compile all of the code anew
+unexport PYTHONDONTWRITEBYTECODE
 .DELETE_ON_ERROR:
 .PHONY: help up test check format bench lock clean
 
@@ -20,7 +22,7 @@ up: $(READY) ## run the whole fleet here: PORT=8080, INFERENCE_WORKERS=1, FLEET_
 	@$(BIN)/fleet up
 
 test: $(READY) ## run the tests, JOBS=3 at a time, on servers of their own: TESTS="tests/domain -k ledger"
-	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup $(TESTS)
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope $(TESTS)
 
 check: $(READY) ## lint, formatting, types; the house rules are among the tests
 	@$(BIN)/ruff check .

@@ -21,6 +21,8 @@ import hypothesis
 import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 import migrations
 from shared.catalog import seed_catalog
@@ -33,6 +35,7 @@ from shared.embedded import (
     embedded_servers,
     postgres_url,
 )
+from tests.neighbours import Neighbours, takes_long
 
 # how long an example takes is the machine's business, not the rule's
 hypothesis.settings.register_profile("ainfera", deadline=None)
@@ -42,9 +45,6 @@ hypothesis.settings.load_profile("ainfera")
 MASTER_KEY = base64.b64encode(secrets.token_bytes(32)).decode()
 _database_numbers = itertools.count(1)
 
-SHARED_FLEETS = frozenset({"stack", "simulated_stack"})
-FLEETS_OF_THEIR_OWN = frozenset({"test_kept_faults.py", "test_failover.py"})
-
 for _field in Settings.model_fields.values():
     os.environ.pop(str(_field.validation_alias), None)
 for _key_name, _url_name, _ in PROVIDER_SETTINGS.values():
@@ -53,12 +53,15 @@ for _key_name, _url_name, _ in PROVIDER_SETTINGS.values():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side, a file's tests stay together, and so do all that share a running fleet."""
-    for item in items:
-        shared = SHARED_FLEETS.intersection(getattr(item, "fixturenames", ()))
-        alone = item.path.name in FLEETS_OF_THEIR_OWN
-        group = item.path.name if alone or not shared else max(shared)
-        item.add_marker(pytest.mark.xdist_group(group))
+    """What takes long begins early, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: not takes_long(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Side by side, tests that share something stay together, whatever `--dist` says."""
+    config.option.loadscopereorder = False
+    return Neighbours(config, log)
 
 
 @pytest.fixture(scope="session")

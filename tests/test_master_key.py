@@ -15,7 +15,7 @@ from shared.config import SettingsError
 from shared.keys import agent_key_sealer
 from shared.master_key import check_master_key
 from tests.conftest import MASTER_KEY
-from tests.test_start import SETTINGS, one_line, run
+from tests.test_start import SETTINGS, forked, one_line
 from tests.workers.ledger_cases import new_agent
 
 
@@ -90,9 +90,9 @@ async def test_a_key_that_cannot_seal_is_refused_before_anything_is_asked(short:
 def test_the_ingress_does_not_start_with_another_key(fresh_url: str, redis_url: str) -> None:
     asyncio.run(check_master_key(fresh_url, MASTER_KEY))
     stores = {"DATABASE_URL": fresh_url, "REDIS_URL": redis_url, "PORT": "0"}
-    done = run("ingress", **stores, AINFERA_MASTER_KEY=another_key())
+    done = forked("ingress", **stores, AINFERA_MASTER_KEY=another_key())
     assert done.returncode == SETTINGS, done.stderr
     assert one_line(done.stderr).startswith("AINFERA_MASTER_KEY is not the key ")
-    done = run("ingress", **stores, AINFERA_MASTER_KEY="")
+    done = forked("ingress", **stores, AINFERA_MASTER_KEY="")
     assert done.returncode == SETTINGS, done.stderr
     assert one_line(done.stderr).startswith("AINFERA_MASTER_KEY ")

@@ -11,6 +11,7 @@ from shared.config import SettingsError, read_settings
 from shared.listening import AddressError, refuse_address
 from shared.preflight import Unreachable, check_postgres, check_valkey
 from tests.conftest import MASTER_KEY
+from tests.nursery import nursery
 
 ROOT = Path(__file__).resolve().parent.parent
 PROCESSES = (
@@ -37,6 +38,12 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def forked(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What `run` tells, of a process that is spared its imports."""
+    told = {**os.environ, "AINFERA_MASTER_KEY": MASTER_KEY, **environment}
+    return nursery().run(words, told, timeout=60)
+
+
 def one_line(text: str) -> str:
     (line,) = text.splitlines()
     return line
@@ -52,7 +59,7 @@ def test_a_setting_that_is_missing_is_named(words: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("words", PROCESSES, ids=" ".join)
 def test_a_server_that_does_not_answer_is_named(words: tuple[str, ...]) -> None:
-    done = run(*words, **NOWHERE)
+    done = forked(*words, **NOWHERE)
     assert done.returncode == UNREACHABLE, done.stderr
     assert one_line(done.stderr).startswith("DATABASE_URL: Postgres at 127.0.0.1:1 ")
     assert "hidden" not in done.stdout + done.stderr
@@ -60,18 +67,18 @@ def test_a_server_that_does_not_answer_is_named(words: tuple[str, ...]) -> None:
 
 def test_both_are_asked_for(database_url: str) -> None:
     for process in ("ingress", "workers inference"):
-        done = run(*process.split(), DATABASE_URL=database_url)
+        done = forked(*process.split(), DATABASE_URL=database_url)
         assert done.returncode == SETTINGS, done.stderr
         assert one_line(done.stderr).startswith("REDIS_URL is not set")
         changed = {"DATABASE_URL": database_url, "REDIS_URL": NOWHERE["REDIS_URL"]}
-        done = run(*process.split(), **changed)
+        done = forked(*process.split(), **changed)
         assert done.returncode == UNREACHABLE, done.stderr
         assert one_line(done.stderr).startswith("REDIS_URL: Valkey at 127.0.0.1:1 ")
 
 
 def test_a_database_without_a_schema_says_what_to_do(empty_database: str, redis_url: str) -> None:
     app_url = empty_database.replace("ainfera_owner@", "ainfera_app@")
-    done = run("ingress", DATABASE_URL=app_url, REDIS_URL=redis_url)
+    done = forked("ingress", DATABASE_URL=app_url, REDIS_URL=redis_url)
     assert done.returncode == UNREACHABLE, done.stderr
     assert "fleet migrate" in one_line(done.stderr)
 
@@ -102,7 +109,7 @@ async def test_where_postgres_was_looked_for_is_told_without_the_password(url: s
 
 
 def test_a_host_that_is_none_is_told_as_such() -> None:
-    done = run("ingress", **NOWHERE, HOST="no-such-host.invalid")
+    done = forked("ingress", **NOWHERE, HOST="no-such-host.invalid")
     assert done.returncode == SETTINGS
     assert one_line(done.stderr).startswith("HOST=no-such-host.invalid ")
     for host in ("no-such-host.invalid", "203.0.113.7"):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -53,6 +53,14 @@ class Up:
     def family(self) -> list[psutil.Process]:
         process = psutil.Process(self.process.pid)
         return [process, *process.children(recursive=True)]
+
+    def commands(self) -> set[str]:
+        """What its processes were started with; those that end meanwhile are left out."""
+        found = set()
+        for process in self.family():
+            with suppress(psutil.NoSuchProcess):
+                found.add(" ".join(process.cmdline()[1:]))
+        return found
 
     def end(self) -> int:
         """Read to the end of the output and reap; the exit code."""
@@ -97,8 +105,7 @@ def test_up_answers_stops_and_finds_its_data_again(tmp_path: Path, port: int) ->
         for kept in ("dev.env", "secrets.env", "running.env"):
             assert stat.S_IMODE((home / kept).stat().st_mode) == 0o600
         family = up.family()
-        names = {" ".join(process.cmdline()[1:]) for process in family}
-        assert {"-m ingress", "-m workers inference", "-m workers books"} <= names
+        assert {"-m ingress", "-m workers inference", "-m workers books"} <= up.commands()
 
         frames = streamed(dev)
         assert frames[-1] == "data: [DONE]"

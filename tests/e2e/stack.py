@@ -1,7 +1,7 @@
 """A running stack for the suites: the real processes on a database and a Valkey of their own.
 
-The processes are those of the Procfile, started as a person would start them, and all that a
-suite knows of them is their address, their logs and what they wrote into the stores.
+The processes are those of the Procfile, spared their imports (see tests/nursery.py), and all that
+a suite knows of them is their address, their logs and what they wrote into the stores.
 """
 
 import os
@@ -9,7 +9,6 @@ import secrets
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,7 +19,8 @@ from typing import Any
 import httpx
 
 from shared.embedded import APP_ROLE, CALLER_ROLE
-from shared.processes import leashed, tail
+from shared.processes import tail
+from tests.nursery import Child, nursery
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {
@@ -43,7 +43,7 @@ class Stack:
     superuser_url: str
     redis_url: str
     internal_key: str
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    processes: dict[str, Child] = field(default_factory=dict)
     told: dict[str, str] = field(default_factory=dict, repr=False)
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
@@ -133,17 +133,8 @@ def running_stack(
         stack.stop()
 
 
-def start(command: list[str], log: Path, told: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    with log.open("ab") as out:
-        return subprocess.Popen(
-            [*leashed("TERM"), sys.executable, "-m", *command],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            env=dict(told),
-            start_new_session=True,
-        )
+def start(command: list[str], log: Path, told: Mapping[str, str]) -> Child:
+    return nursery().begin(command, log, told)
 
 
 def wait_until_ready(stack: Stack) -> None:

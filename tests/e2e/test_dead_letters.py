@@ -1,7 +1,6 @@
 """Poison: calls that kill their workers, or meet a bug, and what an operator makes of them."""
 
 import secrets
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from shared.embedded import APP_ROLE, OWNER_ROLE, Servers, postgres_url
 from tests.e2e.calls import Answer, call
 from tests.e2e.stack import Stack, environment, running_stack, start
 from tests.e2e.witness import Backstage, Row, Witness, eventually
+from tests.nursery import Child
 from tests.standins.poison import (
     IS_A_BUG,
     KILLED,
@@ -40,7 +40,7 @@ class Ward:
     stack: Stack
     told: dict[str, str]
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4))
-    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    workers: list[Child] = field(default_factory=list)
     mended: bool = False
 
     def staff(self, count: int, *, mended: bool = False) -> None:

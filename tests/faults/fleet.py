@@ -22,18 +22,19 @@ from shared.catalog import seed_catalog
 from shared.embedded import Servers, embedded_servers
 from shared.fleet import list_workers
 from shared.processes import tail
-from tests.e2e.stack import environment, free_port, start
+from tests.e2e.stack import environment, free_port
 from tests.faults.provider import NumberingProvider
 from tests.faults.small_disk import own_disks
+from tests.nursery import BENT, Child, nursery
 
 LEASE_S = 1.5
 CALL_DEADLINE_S = 6.0
 COMMANDS = {
-    "web1": ["tests.faults.skewed", "ingress"],
-    "web2": ["tests.faults.skewed", "ingress"],
+    "web1": ["tests.faults.misclocked", "ingress"],
+    "web2": ["tests.faults.misclocked", "ingress"],
     "inference1": ["tests.faults.doomed", "inference"],
     "inference2": ["tests.faults.doomed", "inference"],
-    "books": ["tests.faults.skewed", "workers", "books"],
+    "books": ["tests.faults.misclocked", "workers", "books"],
 }
 SETTINGS = {
     "LEASE_SECONDS": str(LEASE_S),
@@ -70,7 +71,7 @@ class Fleet:
     servers: Servers
     told: dict[str, str]
     ports: dict[str, int]
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    processes: dict[str, Child] = field(default_factory=dict)
     deaths: Counter[str] = field(default_factory=Counter)
     ended: list[str] = field(default_factory=list)
     began: dict[str, float] = field(default_factory=dict)
@@ -106,7 +107,8 @@ class Fleet:
         if name in self.ports:
             told["PORT"] = str(self.ports[name])
         self.began[name] = time.monotonic()
-        self.processes[name] = start(COMMANDS[name], self.home / f"{name}.log", told)
+        log = self.home / f"{name}.log"
+        self.processes[name] = nursery(BENT).begin(COMMANDS[name], log, told)
 
     def kill(self, name: str) -> None:
         self.processes[name].send_signal(signal.SIGKILL)
@@ -126,9 +128,9 @@ class Fleet:
         """Start again whoever has ended, as an orchestrator does; note whom nobody killed."""
         while not self.closing:
             for name, process in self.processes.items():
-                if process.poll() is not None:
+                if (code := process.poll()) is not None:
                     self.deaths[name] += 1
-                    self._note_end(name, process.returncode)
+                    self._note_end(name, code)
                     await asyncio.sleep(0.3)
                     self.begin(name)
             self._trim_logs()
@@ -188,9 +190,12 @@ class Fleet:
     def frozen(self, server: str) -> Iterator[None]:
         """All processes of a server stand still, which no connection shows."""
         self.note_away()
+        # the first of them, once it stands, starts no more; of the others some may just have ended
+        os.kill(self.servers.running[server].pid, signal.SIGSTOP)
         pids = self.pids(server)
         for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""A process whose wall clock an order shifts: `python -m tests.faults.skewed ingress`.
+"""A wall clock that an order shifts, for a process of tests/faults/misclocked.py.
 
 `AINFERA_CLOCK_FILE` names a file with the seconds to add. It is read again and again, so that a
 clock can jump while calls are under way. Clocks that only ever grow are left alone, as the kernel
@@ -7,8 +7,6 @@ leaves them: it is the time of day on which hosts disagree.
 
 import datetime as datetimes
 import os
-import runpy
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -51,20 +49,18 @@ class SkewedDatetime(_honest, metaclass=_AnyDatetime):
         return _honest.fromtimestamp(_honest_time() + SKEW.seconds, tz)
 
 
+def bend_clocks() -> None:
+    """From now on the time of day can be wrong; to be called before anything else."""
+    setattr(time, "time", lambda: _honest_time() + SKEW.seconds)  # noqa: B010 - on purpose
+    setattr(datetimes, "datetime", SkewedDatetime)  # noqa: B010
+
+
 def skew_clocks() -> None:
     """From now on the time of day is what the order says; to be called before anything else."""
     order = os.environ.get("AINFERA_CLOCK_FILE")
     if not order:
         return
-    setattr(time, "time", lambda: _honest_time() + SKEW.seconds)  # noqa: B010 - on purpose
-    setattr(datetimes, "datetime", SkewedDatetime)  # noqa: B010
+    bend_clocks()
     with suppress(OSError, ValueError):
         SKEW.seconds = float(Path(order).read_text("ascii"))
     threading.Thread(target=SKEW.listen, args=(Path(order),), daemon=True).start()
-
-
-if __name__ == "__main__":
-    skew_clocks()
-    module, *arguments = sys.argv[1:]
-    sys.argv[:] = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=False)
