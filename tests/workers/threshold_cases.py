@@ -86,10 +86,27 @@ async def under_way(db: Connection, switch: UUID) -> set[str]:
     return {str(row["inference_id"]) for row in await db.fetch(query, switch)}
 
 
-async def settle(db: Connection, agent: Agent, item: dict[str, Any], charge: str) -> None:
-    done = ending(agent, item["inference_id"], charge)
+async def settle(
+    db: Connection, agent: Agent, item: dict[str, Any], charge: str, **changes: Any
+) -> None:
+    done = ending(agent, item["inference_id"], charge, **changes)
     assert await results(db, "settle_inferences", done) == ["SETTLED"]
 
 
 async def slide(db: Connection, window_s: int) -> None:
     await db.execute("SELECT slide_killswitch_window($1)", window_s)
+
+
+async def spending(db: Connection, scope: str, window_s: int = 3600) -> Decimal:
+    """What Postgres knows that a scope has spent."""
+    query = "SELECT spent_usd FROM killswitch_spending(NULL, $1) WHERE scope = $2"
+    return Decimal(await db.fetchval(query, window_s, scope) or 0)
+
+
+async def choose(db: Connection, scope: str, usd: str | None) -> None:
+    """An operator's own threshold for a scope; None is no threshold."""
+    choice = (
+        "INSERT INTO killswitch_thresholds (scope, threshold_usd, set_by) VALUES ($1, $2, 'x')"
+        " ON CONFLICT (scope) DO UPDATE SET threshold_usd = excluded.threshold_usd"
+    )
+    await db.execute(choice, scope, usd and Decimal(usd))
