@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 THRESHOLD = "threshold"
 EVERY_S = 1.0
+# without a threshold the window is moved along now and then, so that a first one finds it counted
+IDLE_LOOKS = 30
 
 _STANDING = """
 SELECT coalesce((SELECT jsonb_object_agg(scope, threshold_usd::text)
@@ -64,6 +66,7 @@ class SpendWatch:
         # the engagements that were told: none at first, as a worker that was here before may have
         # had no time to tell
         self._told: frozenset[str] = frozenset()
+        self._looks = 0
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -86,8 +89,10 @@ class SpendWatch:
         """See what is spent, engage where it is too much; returns what was engaged now."""
         standing = await self._standing()
         engaged: list[Passed] = []
-        if standing.thresholds.any:
+        if standing.thresholds.any or self._looks % IDLE_LOOKS == 0:
             await self._db.run(_SLIDE, window=self._settings.killswitch_window_s)
+        self._looks += 1
+        if standing.thresholds.any:
             spent = await self._spent()
             for over in passed(spent, standing.thresholds):
                 if over.scope not in standing.engaged and (done := await self._engage(over.scope)):

@@ -23,9 +23,11 @@ LANGUAGE sql STABLE AS $$
          coalesce(sum(t.amount) FILTER (WHERE a.at IS NULL OR i.created_at > a.at
                                              OR held_again_after(i.id, a.at)), 0)
     FROM transfers t
-    JOIN inferences i ON i.id = t.inference_id
     LEFT JOIN releases r ON r.scope = t.tenant_id::text
     LEFT JOIN releases a ON a.scope = 'all'
+    -- when the call began matters only after a release: else it is not looked up at all
+    LEFT JOIN inferences i
+      ON i.id = CASE WHEN r.at IS NOT NULL OR a.at IS NOT NULL THEN t.inference_id END
    WHERE t.credit_account = '00000000-0000-0000-0000-000000000001' AND t.kind = 'usage'
      AND t.created_at >= since AND t.created_at < until
      AND (tenants IS NULL OR t.tenant_id = ANY (tenants))

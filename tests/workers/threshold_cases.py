@@ -17,11 +17,15 @@ from tests.workers.ledger_cases import Agent, ending, results
 COUNTED = """
 SELECT (SELECT coalesce(sum(t.amount), 0) FROM transfers t
           JOIN inferences i ON i.id = t.inference_id
-         WHERE t.credit_account = $1 AND t.kind = 'usage' AND i.created_at > r.at
+          LEFT JOIN dead_letters d ON d.inference_id = i.id
+         WHERE t.credit_account = $1 AND t.kind = 'usage'
+           AND greatest(i.created_at, d.held_again_at) > r.at
            AND t.created_at >= clock_timestamp() - make_interval(secs => $3)
            AND ($2 = 'all' OR t.tenant_id::text = $2))
      + (SELECT coalesce(sum(i.hold_usd), 0) FROM inferences i
-         WHERE i.state = 'held' AND i.created_at > r.at AND ($2 = 'all' OR i.tenant_id::text = $2))
+          LEFT JOIN dead_letters d ON d.inference_id = i.id
+         WHERE i.state = 'held' AND greatest(i.created_at, d.held_again_at) > r.at
+           AND ($2 = 'all' OR i.tenant_id::text = $2))
   FROM (SELECT coalesce(max(k.released_at), '-infinity') AS at FROM killswitches k
          WHERE k.scope = $2) r
 """
