@@ -29,7 +29,7 @@ from shared.operators import record_act
 from shared.rereading import Rereading
 
 _ENGAGED = text("released_at IS NULL")
-_NO_CALL_BEGINS = text("SELECT pg_advisory_xact_lock(killswitch_lock())")
+_NO_CALL_BEGINS = text("SELECT let_no_call_begin()")
 _ENGAGE = text("SELECT engage_killswitch(:scope, :reason, :actor, :spent, :threshold)")
 _RELEASE = text("SELECT release_killswitch(:scope, :actor)")
 
@@ -112,7 +112,8 @@ def guard(settings: Settings) -> str:
 
 
 async def let_none_begin(session: AsyncSession) -> None:
-    """Until the caller commits no call begins; all that did can be seen."""
+    """Until the caller commits no call begins; all that did can be seen. A caller that is silent
+    for five seconds is rolled back."""
     await session.execute(_NO_CALL_BEGINS)
 
 

@@ -4,6 +4,14 @@ CREATE FUNCTION killswitch_lock() RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
   SELECT 5346891077620147523
 $$;
 
+-- Until the transaction ends nobody holds money, nor more of it. Whoever falls silent meanwhile (a
+-- process that is frozen) is rolled back: no call would begin any more.
+CREATE FUNCTION let_no_call_begin() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM set_config('idle_in_transaction_session_timeout', '5s', true);
+  PERFORM pg_advisory_xact_lock(killswitch_lock());
+END $$;
+
 -- Engage the killswitch for a scope, unless it is engaged: note the calls that hold money, and the
 -- act. A threshold engages it under the lock of its scope, and an operator under `killswitch_lock`.
 CREATE FUNCTION engage_killswitch(
@@ -145,7 +153,7 @@ END $$;
 -- it, and what was held before that can be seen.
 CREATE FUNCTION choose_threshold_alone() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-  PERFORM pg_advisory_xact_lock(killswitch_lock());
+  PERFORM let_no_call_begin();
   RETURN NULL;
 END $$;
 CREATE TRIGGER killswitch_thresholds_alone

@@ -192,6 +192,8 @@ LANGUAGE plpgsql AS $$
 DECLARE
   switch uuid;
 BEGIN
+  -- holds may wait for this one: a process that is frozen is not waited for
+  PERFORM set_config('idle_in_transaction_session_timeout', '5s', true);
   PERFORM FROM killswitch_window FOR UPDATE;
   PERFORM FROM killswitch_spent k WHERE k.scope = stopped FOR NO KEY UPDATE;
   UPDATE killswitches SET released_at = clock_timestamp(), released_by = who

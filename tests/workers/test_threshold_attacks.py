@@ -12,7 +12,7 @@ from sqlalchemy import text
 from shared.config import Settings
 from shared.db import APP_ROLE, Connection, Database, connect
 from shared.domain.spending import ALL
-from shared.killswitch import release
+from shared.killswitch import engage, release
 from tests.workers.ledger_cases import Agent, hold, new_agent, results
 from tests.workers.letter_cases import burial
 from tests.workers.threshold_cases import (
@@ -179,6 +179,24 @@ async def test_a_release_comes_after_all_that_it_ends(ledger_db: Connection, db:
     (row,) = await switches(ledger_db, agent.tenant_id)
     assert row["released_at"] > row["engaged_at"]
     assert await told(ledger_db, limit, hold(agent, "2")) == ["OPENED"]
+
+
+async def test_an_operator_who_falls_silent_stops_nobody_for_long(
+    ledger_db: Connection, db: Database
+) -> None:
+    """A process may be frozen between its statements, while holds wait for it."""
+    agent = await new_agent(ledger_db)
+    told_off = text("SELECT current_setting('idle_in_transaction_session_timeout')")
+    async with db.everyone() as session:
+        for turned in (engage, release):
+            await turned(session, agent.tenant_id, "", "somebody")
+            assert await session.scalar(told_off) == "5s"
+            await session.commit()
+            assert await session.scalar(told_off) == "0"
+            await session.commit()
+    async with ledger_db.transaction():
+        await choose(ledger_db, agent.tenant_id, "1")
+        assert await ledger_db.fetchval(told_off.text) == "5s"
 
 
 # -- clocks, numbers of transactions, large amounts ------------------------------------------------
