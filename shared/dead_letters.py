@@ -83,6 +83,8 @@ class DeadLetterRow(SQLModel, table=True):
     expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
     resolved_at: datetime | None = moment(optional=True)
     resolved_by: str | None = Field(default=None, sa_type=Text)
+    # when it held money again, after a replay
+    held_again_at: datetime | None = moment(optional=True)
 
 
 _LOCK = text(

@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from sqlalchemy import Index, Text, func, select, text, update
+from sqlalchemy import Index, Text, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import Field, SQLModel, col
 
@@ -24,15 +24,14 @@ from shared.db import Database
 from shared.domain.spending import ALL, Thresholds
 from shared.errors import KillswitchEngaged
 from shared.metrics import KILLSWITCH_ENGAGED
-from shared.models import NEW_ID, moment, money
+from shared.models import NEW_ID, moment, money, number
 from shared.operators import record_act
 from shared.rereading import Rereading
 
 _ENGAGED = text("released_at IS NULL")
-_NO_CALL_BEGINS = text("SELECT pg_advisory_xact_lock(killswitch_lock())")
+_NO_CALL_BEGINS = text("SELECT let_no_call_begin()")
 _ENGAGE = text("SELECT engage_killswitch(:scope, :reason, :actor, :spent, :threshold)")
-_COUNT_ANEW = text("SELECT forget_killswitch_spending(:scope)")
-_NOTE_CALLS = text("SELECT note_killswitch_calls(:switch, :scope)")
+_RELEASE = text("SELECT release_killswitch(:scope, :actor)")
 
 
 class KillswitchRow(SQLModel, table=True):
@@ -51,7 +50,7 @@ class KillswitchRow(SQLModel, table=True):
     engaged_at: datetime = moment()
     engaged_by: str = Field(sa_type=Text)
     reason: str = Field(default="", sa_type=Text, sa_column_kwargs={"server_default": ""})
-    spent_usd: Decimal | None = money(optional=True)
+    spent_usd: Decimal | None = number()
     threshold_usd: Decimal | None = money(optional=True)
     released_at: datetime | None = moment(optional=True)
     released_by: str | None = Field(default=None, sa_type=Text)
@@ -112,6 +111,12 @@ def guard(settings: Settings) -> str:
     return orjson.dumps(told).decode()
 
 
+async def let_none_begin(session: AsyncSession) -> None:
+    """Until the caller commits no call begins; all that did can be seen. A caller that is silent
+    for five seconds is rolled back."""
+    await session.execute(_NO_CALL_BEGINS)
+
+
 async def engage(
     session: AsyncSession,
     scope: str,
@@ -124,7 +129,7 @@ async def engage(
     """Stop new calls of a scope; False if they are stopped already. The caller commits, at once:
     no call begins meanwhile. Each one either holds its money before, and is noted, or is refused.
     """
-    await session.execute(_NO_CALL_BEGINS)
+    await let_none_begin(session)
     bound = {"spent": spent_usd, "threshold": threshold_usd}
     told = {"scope": scope, "reason": reason, "actor": actor, **bound}
     return bool(await session.scalar(_ENGAGE, told))
@@ -135,18 +140,10 @@ async def release(session: AsyncSession, scope: str, reason: str, actor: str) ->
 
     What it spent until now counts for no threshold of this scope any more.
     """
-    await session.execute(_COUNT_ANEW, {"scope": scope})
-    releasing = (
-        update(KillswitchRow)
-        .where(col(KillswitchRow.scope) == scope, col(KillswitchRow.released_at).is_(None))
-        .values(released_at=func.now(), released_by=actor)
-        .returning(col(KillswitchRow.id))
-    )
-    done = await session.scalar(releasing)
-    if done is not None:
-        await session.execute(_NOTE_CALLS, {"switch": done, "scope": scope})
+    done = bool(await session.scalar(_RELEASE, {"scope": scope, "actor": actor}))
+    if done:
         await record_act(session, "killswitch.release", scope, actor=actor, reason=reason)
-    return done is not None
+    return done
 
 
 class Killswitch:

@@ -8,10 +8,10 @@ from typing import Any
 
 import orjson
 from redis.asyncio import Redis
-from sqlalchemy import BigInteger, Boolean, Text, true
+from sqlalchemy import BigInteger, Boolean, Numeric, Text, text, true
 from sqlmodel import Field, SQLModel
 
-from shared.models import moment, money
+from shared.models import moment, number
 
 SPENDING_KEY = "ainfera:spending"
 # a worker that is gone says nothing, rather than what was true once
@@ -34,14 +34,18 @@ class KillswitchWindowRow(SQLModel, table=True):
 
 
 class KillswitchSpentRow(SQLModel, table=True):
-    """What a scope settled while it was counted; and what it settled in the window and holds, at
-    most. None is not known. Whoever holds money where there is a threshold locks it."""
+    """What a scope settled while it was counted; and what it settled in a window of so many seconds
+    and holds, at most. None is not known. Whoever holds money where there is a threshold locks it.
+    """
 
     __tablename__ = "killswitch_spent"
 
     scope: str = Field(primary_key=True, sa_type=Text)
-    settled_usd: Decimal = money(default=0)
-    at_most_usd: Decimal | None = money(optional=True)
+    settled_usd: Decimal = Field(
+        default=Decimal(0), sa_type=Numeric, sa_column_kwargs={"server_default": text("0")}
+    )
+    at_most_usd: Decimal | None = number()
+    at_most_window_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

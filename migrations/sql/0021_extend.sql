@@ -4,6 +4,7 @@
 -- result: EXTENDED | FENCED | PER_CALL_CAP | DAILY_CAP | TENANT_CAP | INSUFFICIENT_FUNDS | KILLSWITCH;
 -- a refusal changes nothing, and the figures tell why, as those of `open_inferences` do. A killswitch
 -- that is engaged stops new calls, not this one; but no call grows over a threshold: that engages it.
+-- A scope that was released since the call began does not count it.
 DROP FUNCTION enlarge_hold(uuid, int, numeric, int);
 CREATE FUNCTION enlarge_hold(inference uuid, try int, extra numeric, ttl_s int DEFAULT NULL,
                              guard jsonb DEFAULT '{}')
@@ -27,6 +28,9 @@ BEGIN
     RAISE EXCEPTION 'a hold is extended by a positive amount' USING ERRCODE = 'check_violation';
   END IF;
   PERFORM commit_durably();
+  IF more > 0 THEN
+    PERFORM pg_advisory_xact_lock_shared(killswitch_lock());
+  END IF;
   SELECT acc.* INTO w FROM accounts acc
     WHERE acc.agent_id = (SELECT i.agent_id FROM inferences i WHERE i.id = inference) FOR UPDATE;
   SELECT i.* INTO call FROM inferences i WHERE i.id = inference;
@@ -39,6 +43,13 @@ BEGIN
     SELECT t.daily_cap_usd INTO whole FROM tenants t
       WHERE t.id = call.tenant_id AND t.daily_cap_usd IS NOT NULL FOR NO KEY UPDATE;
     guarded := killswitch_scopes(ARRAY[call.tenant_id], guard);
+    guarded := array(
+      SELECT ROW(s.scope, s.threshold_usd, s.at_most_usd, s.added_usd, s.exact)::killswitch_scope
+        FROM unnest(guarded) WITH ORDINALITY
+               AS s (scope, threshold_usd, at_most_usd, added_usd, exact, ord),
+             LATERAL (SELECT max(k.released_at) AS at FROM killswitches k WHERE k.scope = s.scope) r
+       WHERE r.at IS NULL OR call.created_at > r.at OR held_again_after(call.id, r.at)
+       ORDER BY s.ord);
   END IF;
   at := clock_timestamp();
   today := (at AT TIME ZONE 'UTC')::date;
@@ -63,14 +74,14 @@ BEGIN
     result := 'INSUFFICIENT_FUNDS';
   ELSE
     result := 'EXTENDED';
-    IF guarded IS NOT NULL THEN
+    IF cardinality(guarded) > 0 THEN
       admitted := killswitch_admit(guarded, call.tenant_id, more, window_s);
       IF (admitted.passed).scope IS NOT NULL THEN
         result := 'KILLSWITCH';
         cap := (admitted.passed).threshold_usd;
         PERFORM stop_at_threshold(admitted.passed, more, window_s);
       END IF;
-      PERFORM keep_killswitch_spent(admitted.scopes);
+      PERFORM keep_killswitch_spent(admitted.scopes, window_s);
     END IF;
   END IF;
   IF result = 'EXTENDED' THEN

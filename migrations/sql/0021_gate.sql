@@ -4,6 +4,14 @@ CREATE FUNCTION killswitch_lock() RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
   SELECT 5346891077620147523
 $$;
 
+-- Until the transaction ends nobody holds money, nor more of it. Whoever falls silent meanwhile (a
+-- process that is frozen) is rolled back: no call would begin any more.
+CREATE FUNCTION let_no_call_begin() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM set_config('idle_in_transaction_session_timeout', '5s', true);
+  PERFORM pg_advisory_xact_lock(killswitch_lock());
+END $$;
+
 -- Engage the killswitch for a scope, unless it is engaged: note the calls that hold money, and the
 -- act. A threshold engages it under the lock of its scope, and an operator under `killswitch_lock`.
 CREATE FUNCTION engage_killswitch(
@@ -35,32 +43,43 @@ $$;
 -- The scopes with a threshold that calls of these tenants count for, each locked until the end of
 -- the transaction, `all` at last: that makes all calls take turns, and a tenant's makes its own.
 -- guard: {window_s, tenant_usd, system_usd}, what the settings say; an operator's choice wins.
+-- What is known at most of a scope without a threshold is forgotten: holds are not added to it.
 CREATE FUNCTION killswitch_scopes(tenants uuid[], guard jsonb) RETURNS killswitch_scope[]
 LANGUAGE plpgsql AS $$
 DECLARE
   names  text[];
   limits numeric[];
+  free   text[];
   found  killswitch_scope[];
 BEGIN
-  SELECT array_agg(s.scope), array_agg(s.usd) INTO names, limits
+  SELECT array_agg(s.scope) FILTER (WHERE s.usd IS NOT NULL),
+         array_agg(s.usd) FILTER (WHERE s.usd IS NOT NULL),
+         array_agg(s.scope) FILTER (WHERE s.usd IS NULL)
+    INTO names, limits, free
     FROM (SELECT u.scope, CASE WHEN c.scope IS NULL THEN u.usual ELSE c.threshold_usd END AS usd
             FROM (SELECT 'all' AS scope, (guard ->> 'system_usd')::numeric AS usual
                    UNION
                   SELECT t::text, (guard ->> 'tenant_usd')::numeric FROM unnest(tenants) t) u
-            LEFT JOIN killswitch_thresholds c ON c.scope = u.scope) s
-   WHERE s.usd IS NOT NULL;
-  IF names IS NULL THEN
-    RETURN NULL;
-  END IF;
+            LEFT JOIN killswitch_thresholds c ON c.scope = u.scope) s;
   INSERT INTO killswitch_spent (scope)
     SELECT n FROM unnest(names) n
      WHERE NOT EXISTS (SELECT FROM killswitch_spent k WHERE k.scope = n) ORDER BY n = 'all', n
     ON CONFLICT DO NOTHING;
   SELECT array_agg(ROW(l.scope, limits[array_position(names, l.scope)], l.at_most_usd, 0,
-                       false)::killswitch_scope)
-    INTO found
-    FROM (SELECT k.scope, k.at_most_usd FROM killswitch_spent k
-           WHERE k.scope = ANY (names) ORDER BY k.scope = 'all', k.scope FOR NO KEY UPDATE) l;
+                       false)::killswitch_scope) FILTER (WHERE l.scope = ANY (names)),
+         array_agg(l.scope) FILTER (WHERE l.scope = ANY (free))
+    INTO found, free
+    FROM (SELECT k.scope,
+                 CASE WHEN k.at_most_window_s >= coalesce((guard ->> 'window_s')::int, 3600)
+                      THEN k.at_most_usd END
+                   AS at_most_usd
+            FROM killswitch_spent k
+           WHERE k.scope = ANY (names || free)
+             AND (k.scope = ANY (names) OR k.at_most_usd IS NOT NULL)
+           ORDER BY k.scope = 'all', k.scope FOR NO KEY UPDATE) l;
+  IF free IS NOT NULL THEN
+    UPDATE killswitch_spent k SET at_most_usd = NULL WHERE k.scope = ANY (free);
+  END IF;
   RETURN found;
 END $$;
 
@@ -109,10 +128,13 @@ LANGUAGE sql VOLATILE AS $$
 $$;
 
 -- Keep what is known by now of the scopes that were locked.
-CREATE FUNCTION keep_killswitch_spent(scopes killswitch_scope[]) RETURNS void LANGUAGE sql AS $$
-  UPDATE killswitch_spent k SET at_most_usd = s.at_most_usd + s.added_usd
+CREATE FUNCTION keep_killswitch_spent(scopes killswitch_scope[], window_s int) RETURNS void
+LANGUAGE sql AS $$
+  UPDATE killswitch_spent k
+     SET at_most_usd = s.at_most_usd + s.added_usd, at_most_window_s = window_s
     FROM unnest(scopes) s
-   WHERE k.scope = s.scope AND k.at_most_usd IS DISTINCT FROM s.at_most_usd + s.added_usd
+   WHERE k.scope = s.scope AND (k.at_most_usd, k.at_most_window_s)
+           IS DISTINCT FROM (s.at_most_usd + s.added_usd, window_s)
 $$;
 
 -- A threshold stops its scope: more was asked for than may be spent.
@@ -126,3 +148,14 @@ BEGIN
            trim_scale(asked), trim_scale(s.threshold_usd)),
     'threshold', s.at_most_usd + s.added_usd, s.threshold_usd);
 END $$;
+
+-- A threshold is chosen, or taken back, while nobody holds money: all who hold it after that know of
+-- it, and what was held before that can be seen.
+CREATE FUNCTION choose_threshold_alone() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM let_no_call_begin();
+  RETURN NULL;
+END $$;
+CREATE TRIGGER killswitch_thresholds_alone
+  BEFORE INSERT OR UPDATE OR DELETE ON killswitch_thresholds
+  FOR EACH STATEMENT EXECUTE FUNCTION choose_threshold_alone();

@@ -71,7 +71,10 @@ BEGIN
            ORDER BY t.id FOR NO KEY UPDATE) l;
   SELECT array(SELECT k.scope FROM killswitches k WHERE k.released_at IS NULL),
          guard ->> 'system_usd' IS NOT NULL OR guard ->> 'tenant_usd' IS NOT NULL
-           OR EXISTS (SELECT FROM killswitch_thresholds) INTO engaged, limited;
+           OR EXISTS (SELECT FROM killswitch_thresholds)
+           OR EXISTS (SELECT FROM killswitch_spent k
+                       WHERE k.scope = ANY (array_append(tenants::text[], 'all')) AND k.at_most_usd IS NOT NULL)
+    INTO engaged, limited;
   IF limited THEN
     guarded := killswitch_scopes(tenants, guard);
     -- again: whoever had the locks before may have engaged it
@@ -210,6 +213,8 @@ BEGIN
        SET state = u.state, attempt = u.attempt, hold_usd = u.hold_usd,
            hold_state = u.hold_state, hold_expires_at = u.hold_expires_at
       FROM unnest(revived) u WHERE i.id = u.id;
+    UPDATE dead_letters d SET held_again_at = at
+      FROM unnest(revived) u WHERE d.inference_id = u.id;
   END IF;
   IF cardinality(again) > 0 THEN
     UPDATE inferences i
@@ -220,7 +225,7 @@ BEGIN
      WHERE i.id = u.id;
   END IF;
   IF guarded IS NOT NULL THEN
-    PERFORM keep_killswitch_spent(guarded);
+    PERFORM keep_killswitch_spent(guarded, window_s);
     -- only now, when what this batch holds can be seen
     FOR n IN 1 .. cardinality(passing) LOOP
       PERFORM stop_at_threshold(passing[n], asking[n], window_s);

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import orjson
+import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 from sqlalchemy import text
@@ -19,11 +20,11 @@ from shared.control import CONTROL_CHANNEL
 from shared.db import Connection, Database, connect
 from shared.domain.spending import ALL, Passed
 from shared.domain.spreadsheet import csv_line
-from shared.killswitch import KillswitchThresholdRow, engaged_switches, release
+from shared.killswitch import KillswitchThresholdRow, engage, engaged_switches, release
 from shared.spending import hear_spending
 from tests.ingress.call_cases import leave
 from tests.workers.ledger_cases import Agent, call, ending, hold, new_agent, results
-from workers.spending import THRESHOLD, SpendWatch
+from workers.spending import IDLE_LOOKS, THRESHOLD, SpendWatch
 
 Watch = Callable[..., SpendWatch]
 FREE_SO_FAR = text(
@@ -198,6 +199,65 @@ async def test_one_that_was_engaged_and_not_told_is_told_by_the_next_worker(
     while agent.tenant_id not in scopes:
         scopes.add((await _order(pubsub))["scope"])
     await pubsub.aclose()
+
+
+async def test_one_that_is_released_and_engaged_again_at_once_is_told_again(
+    ledger_db: Connection, watch: Watch, db: Database, redis: Redis
+) -> None:
+    """Between two looks; whoever read at the release knows nothing of the second one."""
+    agent = await new_agent(ledger_db)
+    watching = watch()
+    pubsub: Any = redis.pubsub(ignore_subscribe_messages=True)
+    await pubsub.subscribe(CONTROL_CHANNEL)
+    for _ in range(2):
+        async with db.everyone() as session:
+            await release(session, agent.tenant_id, "", "somebody")
+            assert await engage(session, agent.tenant_id, "", "somebody")
+            await session.commit()
+        await watching.look()
+        told = {"type": "killswitch", "scope": agent.tenant_id, "engaged": True}
+        assert await _order(pubsub) == told
+    await pubsub.aclose()
+
+
+async def test_what_was_released_meanwhile_is_not_engaged_by_an_older_look(
+    ledger_db: Connection,
+    make_settings: Callable[..., Settings],
+    db: Database,
+    redis: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    agent = await new_agent(ledger_db)
+    watching = SpendWatch(db, redis, make_settings(killswitch_tenant_usd="0.5"))
+    await leave(ledger_db, agent, "0.9", routed=False)
+
+    real = watching._engage
+
+    asked = []
+
+    async def late(scope: str) -> Any:
+        asked.append(scope)
+        async with db.everyone() as session:
+            await engage(session, agent.tenant_id, "", "somebody")
+            await release(session, agent.tenant_id, "", "somebody")
+            await session.commit()
+        return await real(scope)
+
+    monkeypatch.setattr(watching, "_engage", late)
+    assert await watching.look() == []
+    assert asked == [agent.tenant_id]
+
+
+async def test_without_thresholds_the_window_is_moved_along_too(
+    ledger_db: Connection, watch: Watch
+) -> None:
+    """So the first hold under a first threshold need not read a whole window."""
+    watching = watch()
+    before = await ledger_db.fetchval("SELECT clock_timestamp()")
+    for _ in range(2 * IDLE_LOOKS + 1):
+        await watching.look()
+    counted = await ledger_db.fetchval("SELECT counted_to FROM killswitch_window")
+    assert counted > before
 
 
 async def test_the_closing_statement_says_what_was_stopped_and_what_it_cost(

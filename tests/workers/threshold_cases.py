@@ -17,11 +17,15 @@ from tests.workers.ledger_cases import Agent, ending, results
 COUNTED = """
 SELECT (SELECT coalesce(sum(t.amount), 0) FROM transfers t
           JOIN inferences i ON i.id = t.inference_id
-         WHERE t.credit_account = $1 AND t.kind = 'usage' AND i.created_at > r.at
+          LEFT JOIN dead_letters d ON d.inference_id = i.id
+         WHERE t.credit_account = $1 AND t.kind = 'usage'
+           AND greatest(i.created_at, d.held_again_at) > r.at
            AND t.created_at >= clock_timestamp() - make_interval(secs => $3)
            AND ($2 = 'all' OR t.tenant_id::text = $2))
      + (SELECT coalesce(sum(i.hold_usd), 0) FROM inferences i
-         WHERE i.state = 'held' AND i.created_at > r.at AND ($2 = 'all' OR i.tenant_id::text = $2))
+          LEFT JOIN dead_letters d ON d.inference_id = i.id
+         WHERE i.state = 'held' AND greatest(i.created_at, d.held_again_at) > r.at
+           AND ($2 = 'all' OR i.tenant_id::text = $2))
   FROM (SELECT coalesce(max(k.released_at), '-infinity') AS at FROM killswitches k
          WHERE k.scope = $2) r
 """
@@ -86,10 +90,27 @@ async def under_way(db: Connection, switch: UUID) -> set[str]:
     return {str(row["inference_id"]) for row in await db.fetch(query, switch)}
 
 
-async def settle(db: Connection, agent: Agent, item: dict[str, Any], charge: str) -> None:
-    done = ending(agent, item["inference_id"], charge)
+async def settle(
+    db: Connection, agent: Agent, item: dict[str, Any], charge: str, **changes: Any
+) -> None:
+    done = ending(agent, item["inference_id"], charge, **changes)
     assert await results(db, "settle_inferences", done) == ["SETTLED"]
 
 
 async def slide(db: Connection, window_s: int) -> None:
     await db.execute("SELECT slide_killswitch_window($1)", window_s)
+
+
+async def spending(db: Connection, scope: str, window_s: int = 3600) -> Decimal:
+    """What Postgres knows that a scope has spent."""
+    query = "SELECT spent_usd FROM killswitch_spending(NULL, $1) WHERE scope = $2"
+    return Decimal(await db.fetchval(query, window_s, scope) or 0)
+
+
+async def choose(db: Connection, scope: str, usd: str | None) -> None:
+    """An operator's own threshold for a scope; None is no threshold."""
+    choice = (
+        "INSERT INTO killswitch_thresholds (scope, threshold_usd, set_by) VALUES ($1, $2, 'x')"
+        " ON CONFLICT (scope) DO UPDATE SET threshold_usd = excluded.threshold_usd"
+    )
+    await db.execute(choice, scope, usd and Decimal(usd))
