@@ -62,7 +62,8 @@ CREATE FUNCTION killswitch_spending(tenants uuid[], window_s int)
 RETURNS TABLE (scope text, spent_usd numeric)
 LANGUAGE sql STABLE SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
   WITH w AS MATERIALIZED (
-    SELECT c.counted_from, c.counted_to, s.start, c.counted_to > s.start AND c.counted_to <= s.now AS counts
+    SELECT c.counted_from, c.counted_to, s.start,
+           c.counted_to > s.start AND c.counted_to <= s.now AS counts
       FROM killswitch_window c,
            (SELECT m.now, m.now - make_interval(secs => window_s) AS start
               FROM (SELECT clock_timestamp() AS now OFFSET 0) m) s
@@ -95,9 +96,10 @@ $$;
 -- A settlement bears a moment that comes after its transaction got its number, and it shows when it
 -- is committed. So a moment is marked with a number that was given after it: once all smaller ones
 -- are over, nothing that comes bears an earlier moment. A look counts up to the mark of one before.
--- After a clock was set back, moments that were counted come again: all is counted anew. So it is
--- with a number that another server gave, from which the tables came. New rows come before locks, and both in the order of scopes, as where money is held. Alone in a
--- transaction, as its number must be a new one.
+-- After a clock was set back, moments that were counted come again: all is counted anew. A number of
+-- another server, from which the tables came, is worth nothing here. New rows come before locks, and
+-- both in the order of scopes, as where money is held. Alone in a transaction, as its number must be
+-- a new one.
 CREATE FUNCTION slide_killswitch_window(window_s int) RETURNS void
 LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
