@@ -63,7 +63,7 @@ def threshold_command(
         say_json(told)
         return
     say(f"In {told['window_seconds']} s: system {_said(told['system_usd'])},")
-    say(f"each tenant {_said(told['tenant_usd'])}.")
+    say(f"each tenant {_said(told['tenant_usd'])}, by the settings that this command sees.")
     for chosen in told["chosen"]:
         say(f"{chosen['scope']}: {_said(chosen['threshold_usd'])}, set by {chosen['set_by']}")
 
