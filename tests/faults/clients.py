@@ -212,7 +212,8 @@ class Clients:
             async with asyncio.timeout(leaves_after_s):
                 await self._ask(session, web, heard, body, headers)
         except TimeoutError:
-            heard.ends.append("left" if leaves_after_s is not None else "waited in vain")
+            # one who left while resuming what had broken left all the same
+            heard.ends = ["left"] if leaves_after_s is not None else [*heard.ends, "waited in vain"]
         heard.ended_at = time.time()
         self.heard.append(heard)
 

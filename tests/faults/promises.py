@@ -14,6 +14,7 @@ import asyncpg
 from redis.asyncio import Redis
 
 from shared.domain.audit import AuditEvent, verify_chain
+from shared.domain.ledger import PROVIDER_COST_ACCOUNT
 from shared.queue import INFERENCE_QUEUE
 from tests.faults.clients import Heard
 from tests.faults.provider import NumberingProvider
@@ -89,6 +90,17 @@ QUERIES = {
     ),
     "settled is at most what was held": (
         "SELECT id, settled_usd, hold_usd FROM inferences WHERE settled_usd > hold_usd"
+    ),
+    "a threshold counts what was settled and is held": (
+        # of any window: this one is longer than the one that the fleet moves along
+        "WITH plain AS (SELECT x.tenant_id::text AS scope, sum(x.usd) AS usd FROM (SELECT "
+        "tenant_id, amount AS usd FROM transfers WHERE kind = 'usage' AND "
+        f"credit_account = '{PROVIDER_COST_ACCOUNT}' UNION ALL SELECT tenant_id, hold_usd FROM "
+        "inferences WHERE state = 'held') x GROUP BY 1), every AS (SELECT * FROM plain UNION ALL "
+        "SELECT 'all', coalesce(sum(usd), 0) FROM plain) SELECT e.scope, e.usd, s.spent_usd, "
+        "k.at_most_usd FROM every e LEFT JOIN killswitch_spending(NULL, 604800) s USING (scope) "
+        "LEFT JOIN killswitch_spending(NULL, 3600) h USING (scope) LEFT JOIN killswitch_spent k "
+        "USING (scope) WHERE e.usd IS DISTINCT FROM s.spent_usd OR k.at_most_usd < h.spent_usd"
     ),
     "a hold ends once, in time": (
         "SELECT id, state, hold_state FROM inferences WHERE hold_expires_at < now() "
