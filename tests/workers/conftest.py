@@ -5,10 +5,14 @@ from collections.abc import AsyncIterator
 import pytest_asyncio
 from redis.asyncio import Redis
 
-from shared.db import APP_ROLE, Connection, connect
+from shared.config import Settings
+from shared.db import APP_ROLE, Connection, Database, connect
+from shared.domain.spending import ALL
+from shared.killswitch import engaged_switches, release
 from tests.workers.books_cases import Books, keep_books
 from tests.workers.ledger_cases import check_books
 from tests.workers.running import Running
+from tests.workers.threshold_cases import turn
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -18,6 +22,20 @@ async def ledger_db(database_url: str) -> AsyncIterator[Connection]:
     yield connection
     await check_books(connection)
     await connection.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def unstopped(settings: Settings, ledger_db: Connection) -> AsyncIterator[Database]:
+    """Nothing counts for `all` when a test begins, and no killswitch is engaged when it is over."""
+    opened = Database(settings)
+    await turn(opened, ALL, engaged=True)
+    await turn(opened, ALL, engaged=False)
+    yield opened
+    async with opened.everyone() as session:
+        for row in await engaged_switches(session):
+            await release(session, row.scope, "", "test")
+        await session.commit()
+    await opened.aclose()
 
 
 @pytest_asyncio.fixture(loop_scope="session")

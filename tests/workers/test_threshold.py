@@ -1,19 +1,14 @@
 """The call that would pass a threshold engages the killswitch; what counts, and what does not."""
 
-from collections.abc import AsyncIterator
 from decimal import Decimal
 from uuid import UUID
 
-import pytest_asyncio
-
-from shared.config import Settings
 from shared.db import Connection, Database
 from shared.domain.spending import ALL
 from tests.workers.ledger_cases import cap_tenant, hold, new_agent, results
 from tests.workers.letter_cases import burial
 from tests.workers.threshold_cases import (
     counted,
-    counted_anew,
     enlarged,
     guard,
     opened,
@@ -25,18 +20,11 @@ from tests.workers.threshold_cases import (
     under_way,
 )
 
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def db(settings: Settings, ledger_db: Connection) -> AsyncIterator[Database]:
-    async for database in counted_anew(Database(settings)):
-        yield database
-
-
 # -- what it says --------------------------------------------------------------------------------
 
 
 async def test_the_call_that_would_pass_a_threshold_engages_it(
-    ledger_db: Connection, db: Database
+    ledger_db: Connection, unstopped: Database
 ) -> None:
     agent, other = await new_agent(ledger_db), await new_agent(ledger_db)
     items = [hold(agent, "1"), hold(other, "1"), hold(agent, "1"), hold(agent, "0.5")]
@@ -67,7 +55,7 @@ async def test_the_call_that_would_pass_a_threshold_engages_it(
 
 
 async def test_what_is_settled_cheaper_than_held_is_counted_as_settled(
-    ledger_db: Connection, db: Database
+    ledger_db: Connection, unstopped: Database
 ) -> None:
     agent, limit = await new_agent(ledger_db), guard("2")
     for _ in range(9):
@@ -79,7 +67,7 @@ async def test_what_is_settled_cheaper_than_held_is_counted_as_settled(
 
 
 async def test_the_tenants_threshold_comes_before_that_of_all(
-    ledger_db: Connection, db: Database
+    ledger_db: Connection, unstopped: Database
 ) -> None:
     one, two = await new_agent(ledger_db), await new_agent(ledger_db)
     both = guard("1", "1.5")
@@ -96,7 +84,7 @@ async def test_the_tenants_threshold_comes_before_that_of_all(
 
 
 async def test_an_operators_choice_wins_over_the_settings(
-    ledger_db: Connection, db: Database
+    ledger_db: Connection, unstopped: Database
 ) -> None:
     tight, free = await new_agent(ledger_db), await new_agent(ledger_db)
     choose = "INSERT INTO killswitch_thresholds (scope, threshold_usd, set_by) VALUES ($1, $2, 'x')"
@@ -110,7 +98,7 @@ async def test_an_operators_choice_wins_over_the_settings(
 
 
 async def test_a_call_that_could_do_with_less_engages_nothing(
-    ledger_db: Connection, db: Database
+    ledger_db: Connection, unstopped: Database
 ) -> None:
     """An exploring call asks tentatively, and comes again with what the rule chooses by itself."""
     agent = await new_agent(ledger_db)
@@ -120,7 +108,9 @@ async def test_a_call_that_could_do_with_less_engages_nothing(
     assert await told(ledger_db, guard("1"), {**item, "amount": "1"}) == ["OPENED"]
 
 
-async def test_who_is_refused_anyway_engages_nothing(ledger_db: Connection, db: Database) -> None:
+async def test_who_is_refused_anyway_engages_nothing(
+    ledger_db: Connection, unstopped: Database
+) -> None:
     agent = await new_agent(ledger_db, "10", "3", "4")
     capped = await new_agent(ledger_db)
     await cap_tenant(ledger_db, capped, "2")
@@ -133,15 +123,15 @@ async def test_who_is_refused_anyway_engages_nothing(ledger_db: Connection, db: 
 
 
 async def test_a_running_call_goes_on_but_not_over_a_threshold(
-    ledger_db: Connection, db: Database
+    ledger_db: Connection, unstopped: Database
 ) -> None:
     agent, limit = await new_agent(ledger_db), guard("2")
     item = hold(agent, "1")
     assert await told(ledger_db, limit, item) == ["OPENED"]
-    assert await turn(db, agent.tenant_id, engaged=True)
+    assert await turn(unstopped, agent.tenant_id, engaged=True)
     assert await enlarged(ledger_db, limit, item, "0.5") == "EXTENDED"
     assert await told(ledger_db, limit, item) == ["EXISTS"]
-    assert await turn(db, agent.tenant_id, engaged=False)
+    assert await turn(unstopped, agent.tenant_id, engaged=False)
 
     agent = await new_agent(ledger_db)
     item = hold(agent, "1")
@@ -154,7 +144,7 @@ async def test_a_running_call_goes_on_but_not_over_a_threshold(
     assert await under_way(ledger_db, row["id"]) == {item["inference_id"]}
 
 
-async def test_a_release_begins_a_new_count(ledger_db: Connection, db: Database) -> None:
+async def test_a_release_begins_a_new_count(ledger_db: Connection, unstopped: Database) -> None:
     agent, limit = await new_agent(ledger_db), guard("2")
     running, done = hold(agent, "1"), hold(agent, "1")
     assert await told(ledger_db, limit, running, done, hold(agent, "1")) == [
@@ -163,7 +153,7 @@ async def test_a_release_begins_a_new_count(ledger_db: Connection, db: Database)
         "KILLSWITCH",
     ]
     await settle(ledger_db, agent, done, "1")
-    assert await turn(db, agent.tenant_id, engaged=False)
+    assert await turn(unstopped, agent.tenant_id, engaged=False)
     assert await told(ledger_db, limit, hold(agent, "1.5")) == ["OPENED"]
     await settle(ledger_db, agent, running, "1")
     await slide(ledger_db, 3600)
@@ -172,7 +162,7 @@ async def test_a_release_begins_a_new_count(ledger_db: Connection, db: Database)
 
 
 async def test_a_dead_call_that_is_replayed_counts_again(
-    ledger_db: Connection, db: Database
+    ledger_db: Connection, unstopped: Database
 ) -> None:
     agent, limit = await new_agent(ledger_db), guard("1")
     item = hold(agent, "1")

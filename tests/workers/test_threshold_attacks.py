@@ -1,15 +1,12 @@
 """What is known at most never falls behind; no count is lost, or made twice, whatever changes."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from decimal import Decimal
 from uuid import UUID
 
 import pytest
-import pytest_asyncio
 from sqlalchemy import text
 
-from shared.config import Settings
 from shared.db import APP_ROLE, Connection, Database, connect
 from shared.domain.spending import ALL
 from shared.killswitch import engage, release
@@ -18,7 +15,6 @@ from tests.workers.letter_cases import burial
 from tests.workers.threshold_cases import (
     choose,
     counted,
-    counted_anew,
     enlarged,
     guard,
     settle,
@@ -28,12 +24,6 @@ from tests.workers.threshold_cases import (
     told,
     turn,
 )
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def db(settings: Settings, ledger_db: Connection) -> AsyncIterator[Database]:
-    async for database in counted_anew(Database(settings)):
-        yield database
 
 
 async def settled(db: Connection, agent: Agent, guarded: str, usd: str) -> None:
@@ -46,7 +36,7 @@ async def settled(db: Connection, agent: Agent, guarded: str, usd: str) -> None:
 
 
 async def test_what_was_held_while_there_was_no_threshold_counts(
-    ledger_db: Connection, db: Database
+    ledger_db: Connection, unstopped: Database
 ) -> None:
     """An operator takes a threshold off, and sets it again."""
     agent = await new_agent(ledger_db, "100")
@@ -61,7 +51,7 @@ async def test_what_was_held_while_there_was_no_threshold_counts(
 
 @pytest.mark.parametrize("meanwhile", [guard(), "{}"])
 async def test_what_was_enlarged_or_held_under_other_settings_counts(
-    ledger_db: Connection, db: Database, meanwhile: str
+    ledger_db: Connection, unstopped: Database, meanwhile: str
 ) -> None:
     agent, limit = await new_agent(ledger_db, "100"), guard("3", "1000")
     item = hold(agent, "1")
@@ -74,7 +64,7 @@ async def test_what_was_enlarged_or_held_under_other_settings_counts(
 
 
 async def test_a_longer_window_counts_what_a_shorter_one_forgot(
-    ledger_db: Connection, db: Database
+    ledger_db: Connection, unstopped: Database
 ) -> None:
     agent = await new_agent(ledger_db)
     await settled(ledger_db, agent, guard("2", window_s=1), "1")
@@ -86,7 +76,7 @@ async def test_a_longer_window_counts_what_a_shorter_one_forgot(
 
 
 async def test_a_threshold_is_chosen_when_nobody_is_holding(
-    ledger_db: Connection, database_url: str, db: Database
+    ledger_db: Connection, database_url: str, unstopped: Database
 ) -> None:
     """A hold that has not heard of it would be in nobody's count."""
     one = await new_agent(ledger_db)
@@ -111,18 +101,20 @@ async def test_a_threshold_is_chosen_when_nobody_is_holding(
 # -- releases --------------------------------------------------------------------------------------
 
 
-async def test_only_what_was_engaged_is_counted_anew(ledger_db: Connection, db: Database) -> None:
+async def test_only_what_was_engaged_is_counted_anew(
+    ledger_db: Connection, unstopped: Database
+) -> None:
     agent, limit = await new_agent(ledger_db), guard("2")
     await settled(ledger_db, agent, limit, "1.5")
     for _ in range(2):
         await slide(ledger_db, 3600)
-    assert not await turn(db, agent.tenant_id, engaged=False)
+    assert not await turn(unstopped, agent.tenant_id, engaged=False)
     assert await spending(ledger_db, agent.tenant_id) == Decimal("1.5")
     assert await told(ledger_db, limit, hold(agent, "1")) == ["KILLSWITCH"]
 
 
 async def test_a_dead_call_that_is_replayed_after_a_release_counts(
-    ledger_db: Connection, db: Database
+    ledger_db: Connection, unstopped: Database
 ) -> None:
     """Its hold is a new one, whenever the call began."""
     agent, limit = await new_agent(ledger_db), guard("2")
@@ -136,8 +128,8 @@ async def test_a_dead_call_that_is_replayed_after_a_release_counts(
             " WHERE inference_id = $1",
             UUID(item["inference_id"]),
         )
-    assert await turn(db, agent.tenant_id, engaged=True)
-    assert await turn(db, agent.tenant_id, engaged=False)
+    assert await turn(unstopped, agent.tenant_id, engaged=True)
+    assert await turn(unstopped, agent.tenant_id, engaged=False)
     again = [{**item, "attempt": 2} for item in items]
     assert await told(ledger_db, limit, *again) == ["OPENED"] * 2
     assert await spending(ledger_db, agent.tenant_id) == 2
@@ -150,14 +142,14 @@ async def test_a_dead_call_that_is_replayed_after_a_release_counts(
 
 
 async def test_who_does_not_count_any_more_engages_nothing(
-    ledger_db: Connection, db: Database
+    ledger_db: Connection, unstopped: Database
 ) -> None:
     """A call that began before the release grows, where the new count is at its threshold."""
     agent, limit = await new_agent(ledger_db), guard("2", "1000")
     old = hold(agent, "1")
     assert await told(ledger_db, limit, old) == ["OPENED"]
-    assert await turn(db, agent.tenant_id, engaged=True)
-    assert await turn(db, agent.tenant_id, engaged=False)
+    assert await turn(unstopped, agent.tenant_id, engaged=True)
+    assert await turn(unstopped, agent.tenant_id, engaged=False)
     assert await told(ledger_db, limit, hold(agent, "2")) == ["OPENED"]
     assert await enlarged(ledger_db, limit, old, "0.5") == "EXTENDED"
     # for the whole system it does count
@@ -166,10 +158,12 @@ async def test_who_does_not_count_any_more_engages_nothing(
     assert [s["released_at"] is None for s in await switches(ledger_db, agent.tenant_id)] == [False]
 
 
-async def test_a_release_comes_after_all_that_it_ends(ledger_db: Connection, db: Database) -> None:
+async def test_a_release_comes_after_all_that_it_ends(
+    ledger_db: Connection, unstopped: Database
+) -> None:
     """Also where the releasing transaction began long before."""
     agent, limit = await new_agent(ledger_db), guard("2")
-    async with db.everyone() as session:
+    async with unstopped.everyone() as session:
         await session.execute(text("SELECT now()"))
         item = hold(agent, "2")
         assert await told(ledger_db, limit, item, hold(agent, "1")) == ["OPENED", "KILLSWITCH"]
@@ -182,12 +176,12 @@ async def test_a_release_comes_after_all_that_it_ends(ledger_db: Connection, db:
 
 
 async def test_an_operator_who_falls_silent_stops_nobody_for_long(
-    ledger_db: Connection, db: Database
+    ledger_db: Connection, unstopped: Database
 ) -> None:
     """A process may be frozen between its statements, while holds wait for it."""
     agent = await new_agent(ledger_db)
     told_off = text("SELECT current_setting('idle_in_transaction_session_timeout')")
-    async with db.everyone() as session:
+    async with unstopped.everyone() as session:
         for turned in (engage, release):
             await turned(session, agent.tenant_id, "", "somebody")
             assert await session.scalar(told_off) == "5s"
@@ -203,7 +197,7 @@ async def test_an_operator_who_falls_silent_stops_nobody_for_long(
 
 
 async def test_a_clock_that_goes_back_loses_no_settlement(
-    ledger_db: Connection, database_url: str, db: Database
+    ledger_db: Connection, database_url: str, unstopped: Database
 ) -> None:
     agent, limit = await new_agent(ledger_db), guard("4")
     slow = await connect(database_url, APP_ROLE, "test")
@@ -237,7 +231,7 @@ async def test_a_clock_that_goes_back_loses_no_settlement(
 
 
 async def test_numbers_of_transactions_of_another_server_stop_no_count(
-    ledger_db: Connection, db: Database
+    ledger_db: Connection, unstopped: Database
 ) -> None:
     """The tables were restored where numbers are smaller."""
     await ledger_db.execute(
@@ -249,7 +243,7 @@ async def test_numbers_of_transactions_of_another_server_stop_no_count(
     assert await ledger_db.fetchval("SELECT counted_to FROM killswitch_window") > moment
 
 
-async def test_no_sum_is_too_large(ledger_db: Connection, db: Database) -> None:
+async def test_no_sum_is_too_large(ledger_db: Connection, unstopped: Database) -> None:
     rich = [await new_agent(ledger_db, "90000000000") for _ in range(2)]
     limit = guard(system="99999999999")
     for agent in rich:
@@ -261,4 +255,4 @@ async def test_no_sum_is_too_large(ledger_db: Connection, db: Database) -> None:
     (row,) = [s for s in await switches(ledger_db, ALL) if s["released_at"] is None]
     assert row["spent_usd"] >= 180_000_000_000
     # the figure is in the window of all tests after this one
-    await turn(db, ALL, engaged=False)
+    await turn(unstopped, ALL, engaged=False)

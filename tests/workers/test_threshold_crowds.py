@@ -3,21 +3,17 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
 
-import pytest_asyncio
-
-from shared.config import Settings
 from shared.db import APP_ROLE, Connection, Database, connect
 from shared.domain.spending import ALL, Thresholds, passed_by
 from tests.workers.ledger_cases import Agent, hold, new_agent
 from tests.workers.threshold_cases import (
     counted,
-    counted_anew,
     enlarged,
     guard,
     settle,
@@ -28,13 +24,6 @@ from tests.workers.threshold_cases import (
     under_way,
 )
 
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def db(settings: Settings, ledger_db: Connection) -> AsyncIterator[Database]:
-    async for database in counted_anew(Database(settings)):
-        yield database
-
-
 CROWD = 24
 
 
@@ -42,7 +31,7 @@ CROWD = 24
 
 
 async def test_however_it_is_moved_along_the_window_counts_what_is_in_it(
-    ledger_db: Connection, database_url: str, db: Database
+    ledger_db: Connection, database_url: str, unstopped: Database
 ) -> None:
     """Settlements commit late, looks come or do not, the window is another one after a restart."""
     seed = uuid4().int
@@ -69,8 +58,8 @@ async def test_however_it_is_moved_along_the_window_counts_what_is_in_it(
         if dice.random() < 0.5:
             await slide(ledger_db, 3600)
         if dice.random() < 0.1 and late is None:
-            await turn(db, agent.tenant_id, engaged=True)
-            await turn(db, agent.tenant_id, engaged=False)
+            await turn(unstopped, agent.tenant_id, engaged=True)
+            await turn(unstopped, agent.tenant_id, engaged=False)
         rows = await ledger_db.fetch("SELECT * FROM killswitch_spending(NULL, 3600)")
         known = {row["scope"]: row["spent_usd"] for row in rows}
         for scope in (ALL, *names):
@@ -86,7 +75,9 @@ async def test_however_it_is_moved_along_the_window_counts_what_is_in_it(
         assert known == {name: await counted(ledger_db, name) for name in names}
 
 
-async def test_what_leaves_the_window_counts_no_more(ledger_db: Connection, db: Database) -> None:
+async def test_what_leaves_the_window_counts_no_more(
+    ledger_db: Connection, unstopped: Database
+) -> None:
     agent = await new_agent(ledger_db)
     item = hold(agent, "1")
     assert await told(ledger_db, guard("1", window_s=1), item) == ["OPENED"]
@@ -103,7 +94,9 @@ async def test_what_leaves_the_window_counts_no_more(ledger_db: Connection, db: 
         assert known[ALL] == await counted(ledger_db, ALL, window_s)
 
 
-async def test_the_rule_says_what_the_database_says(ledger_db: Connection, db: Database) -> None:
+async def test_the_rule_says_what_the_database_says(
+    ledger_db: Connection, unstopped: Database
+) -> None:
     dice = random.Random(7)
     agents = [await new_agent(ledger_db) for _ in range(3)]
     limits = Thresholds(system=Decimal(8), tenant=Decimal(3))
@@ -118,7 +111,7 @@ async def test_the_rule_says_what_the_database_says(ledger_db: Connection, db: D
             newest = (await switches(ledger_db, expected.scope))[-1]
             assert newest["released_at"] is None
             assert newest["spent_usd"] == expected.spent_usd
-            await turn(db, expected.scope, engaged=False)
+            await turn(unstopped, expected.scope, engaged=False)
         elif dice.random() < 0.6:
             await settle(ledger_db, agent, item, dice.choice(["0", asked]))
 
@@ -127,7 +120,7 @@ async def test_the_rule_says_what_the_database_says(ledger_db: Connection, db: D
 
 
 async def test_a_crowd_never_passes_a_threshold_together(
-    database_url: str, ledger_db: Connection, db: Database
+    database_url: str, ledger_db: Connection, unstopped: Database
 ) -> None:
     """Calls of many tenants, held, enlarged and settled at once, while the window moves along."""
     agents = [await new_agent(ledger_db, "1000") for _ in range(6)]
@@ -178,7 +171,7 @@ async def test_a_crowd_never_passes_a_threshold_together(
 
 
 async def test_a_call_is_under_way_when_it_is_engaged_or_it_never_begins(
-    database_url: str, ledger_db: Connection, db: Database
+    database_url: str, ledger_db: Connection, unstopped: Database
 ) -> None:
     """However calls and an operator come together: who holds money then is in the statement."""
     agents: Sequence[Agent] = [await new_agent(ledger_db, "1000") for _ in range(4)]
@@ -207,13 +200,13 @@ async def test_a_call_is_under_way_when_it_is_engaged_or_it_never_begins(
             crowd = await _crowd(stack, database_url, CROWD)
             living = asyncio.gather(*(live(each, n) for n, each in enumerate(crowd)))
             await started.wait()
-            assert await turn(db, scope, engaged=True)
+            assert await turn(unstopped, scope, engaged=True)
             await living
         newest = (await switches(ledger_db, scope))[-1]
         assert held <= await under_way(ledger_db, newest["id"])
         begun = "SELECT count(*) FROM inferences WHERE created_at > $1"
         assert await ledger_db.fetchval(begun, newest["engaged_at"]) == 0
-        assert await turn(db, scope, engaged=False)
+        assert await turn(unstopped, scope, engaged=False)
 
 
 async def _crowd(stack: AsyncExitStack, url: str, size: int) -> list[Connection]:

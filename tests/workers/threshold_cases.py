@@ -1,6 +1,5 @@
 """What tests of thresholds share: a count over everything there is, and the functions they call."""
 
-from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -10,8 +9,7 @@ import orjson
 
 from shared.db import Connection, Database
 from shared.domain.ledger import PROVIDER_COST_ACCOUNT
-from shared.domain.spending import ALL
-from shared.killswitch import engage, engaged_switches, release
+from shared.killswitch import engage, release
 from tests.workers.ledger_cases import Agent, ending, results
 
 COUNTED = """
@@ -29,18 +27,6 @@ SELECT (SELECT coalesce(sum(t.amount), 0) FROM transfers t
   FROM (SELECT coalesce(max(k.released_at), '-infinity') AS at FROM killswitches k
          WHERE k.scope = $2) r
 """
-
-
-async def counted_anew(opened: Database) -> AsyncIterator[Database]:
-    """Nothing counts for `all` when a test begins, and nothing is engaged when it is over."""
-    await turn(opened, ALL, engaged=True)
-    await turn(opened, ALL, engaged=False)
-    yield opened
-    async with opened.everyone() as session:
-        for row in await engaged_switches(session):
-            await release(session, row.scope, "", "test")
-        await session.commit()
-    await opened.aclose()
 
 
 async def turn(db: Database, scope: str, *, engaged: bool) -> bool:
